@@ -1,0 +1,61 @@
+//! L1: all access to the pool's blocks goes through [`Disk`], so that a simulated disk can stand in
+//! for the real one and the whole engine runs in one thread from a seed.
+//!
+//! A `Disk` belongs to one thread: whoever awaits an I/O awaits it on the ring of its own thread.
+//! Buffers go in by value and come back, so that a dropped future can never leave the kernel with
+//! a pointer into freed memory.
+
+pub mod buffer;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::error::Result;
+use crate::units::BlockNo;
+pub use buffer::Buf;
+
+/// A boxed future of one thread. One small allocation for an I/O that costs microseconds.
+pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// The narrow waist to the device. All lengths are whole blocks.
+pub trait Disk {
+    /// Length of the device in bytes (a block device or a regular file).
+    fn len_bytes(&self) -> u64;
+
+    /// Fills the whole of `buf` from `at` on. Short reads are retried; reading past the end is an
+    /// error. The buffer comes back in either case.
+    fn read(&self, at: BlockNo, buf: Buf) -> LocalFuture<'_, (Buf, Result<()>)>;
+
+    /// Writes `bufs` one behind the other from `at` on. Complete when the device has taken the
+    /// data; durable after the next [`Disk::sync`] that is called after this completed.
+    fn write(&self, at: BlockNo, bufs: Vec<Buf>) -> LocalFuture<'_, Result<()>>;
+
+    /// Makes every completed write, and every byte stored in the mapped journal before the call,
+    /// durable. A barrier for those only.
+    fn sync(&self) -> LocalFuture<'_, Result<()>>;
+
+    /// Tells the device that `count` blocks from `at` on hold nothing (trim, punch hole).
+    fn discard(&self, at: BlockNo, count: u64) -> LocalFuture<'_, Result<()>>;
+
+    /// Makes the backing file at least `len_bytes` long; an error on a block device that is
+    /// shorter.
+    fn extend(&self, len_bytes: u64) -> LocalFuture<'_, Result<()>>;
+}
+
+/// Memory whose bytes reach the pool's journal region: mapped from the pool in production.
+/// Storing survives SIGKILL at once, and power loss after the next [`Disk::sync`].
+pub trait RingMemory: Send {
+    /// Bytes of the ring; a whole number of blocks.
+    fn len_bytes(&self) -> usize;
+
+    /// Copies `bytes` to `offset`; the range lies inside the ring and inside a prepared window.
+    fn store(&mut self, offset: usize, bytes: &[u8]);
+
+    /// Makes the window `[offset, offset + len)` resident and locked, so that [`Self::store`]
+    /// there can neither fault nor fail, and lets go of earlier windows. `len` may be clipped at
+    /// the end of the ring by the caller.
+    ///
+    /// # Errors
+    /// The kernel's refusal (memory lock limit, I/O error below).
+    fn prepare(&mut self, offset: usize, len: usize) -> Result<()>;
+}

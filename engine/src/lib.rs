@@ -1,0 +1,23 @@
+//! Pando's engine: thin volumes, constant-time clones, and nothing acknowledged is ever lost.
+//!
+//! ```text
+//!          daemon: config, rpc, metrics
+//!          export/   nbd
+//!          volume    device: the narrow waist        shard
+//!          pool/     open read write flush snapshot clone delete check scrub
+//!          checkpoint/        journal/
+//!          state/    catalogue, apply(): the one door
+//!          map/      B+tree of extents          space/   groups, reference counts, checksums
+//!          format/   bytes                      disk/    io_uring, simulated
+//!          units, limits, error, crc
+//! ```
+//!
+//! Arrows only point down; `tests/tidy.rs` enforces it. The layout on disk is `docs/FORMAT.md`.
+
+pub mod crc;
+pub mod device;
+pub mod disk;
+pub mod error;
+pub mod limits;
+pub mod pool;
+pub mod units;

@@ -1,0 +1,41 @@
+//! Every bound of the engine, with its arithmetic. What has no bound here has none.
+
+use crate::units::BLOCK_BYTES;
+
+/// Largest volume: 64 TiB.
+pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
+/// Smallest volume: one block.
+pub const VOLUME_BYTES_MIN: u64 = BLOCK_BYTES;
+/// LBAs of the largest volume: 2^34.
+pub const VOLUME_BLOCKS_MAX: u64 = VOLUME_BYTES_MAX / BLOCK_BYTES;
+/// Largest pool: 64 TiB.
+pub const POOL_BYTES_MAX: u64 = 64 << 40;
+/// Volumes and snapshots in a pool. 64 Ki entries of about 250 bytes are a 16 MiB catalogue.
+pub const VOLUMES_MAX: usize = 1 << 16;
+/// Bytes in a name of a volume.
+pub const NAME_BYTES_MAX: usize = 253;
+/// Labels on a volume.
+pub const LABELS_MAX: usize = 32;
+/// Bytes of a label's key and value together.
+pub const LABEL_BYTES_MAX: usize = 512;
+/// Bytes of one request at the volume interface (NBD's customary bound).
+pub const REQUEST_BYTES_MAX: u32 = 32 << 20;
+/// Blocks mapped by one extent: a 16-bit length.
+pub const EXTENT_BLOCKS_MAX: u64 = 65535;
+/// Volumes in one atomic snapshot or clone of several.
+pub const GROUP_MAX: usize = 64;
+/// Bytes of one record's payload in the journal; the crc of a record covers at most this.
+pub const RECORD_BYTES_MAX: usize = 48 << 10;
+/// Blocks that one record maps: 256 x (4 bytes crc + at most 32 bytes extent) = 9 KiB.
+pub const RECORD_BLOCKS_MAX: usize = 256;
+/// Bytes of the encoded catalogue that a reader accepts.
+pub const CATALOGUE_BYTES_MAX: usize = 64 << 20;
+/// Levels of a map. 2^34 LBAs, one an extent, in half-full nodes: 126 * 50^5 > 2^34.
+pub const MAP_LEVELS_MAX: usize = 10;
+/// Nodes given up by one checkpoint's cascade of deletions; the rest waits for the next.
+pub const CASCADE_NODES_MAX: usize = 1024;
+/// Names in one page of a list.
+pub const LIST_PAGE_MAX: usize = 1000;
+
+const _: () = assert!(VOLUME_BLOCKS_MAX <= 1 << 40, "an LBA has 48 bits in a leaf entry");
+const _: () = assert!(RECORD_BLOCKS_MAX * 36 + 256 < RECORD_BYTES_MAX);
