@@ -1,1 +1,16 @@
-//! Placeholder of the workspace layout.
+//! The types of `pando.v1`, generated from `proto/pando/v1/pando.proto` when the crate is built:
+//! messages, the client [`v1::pando_client::PandoClient`] and the server trait
+//! [`v1::pando_server::Pando`]. No logic lives here; the documentation is in the protocol file.
+
+#![forbid(unsafe_code)]
+
+/// Trailer of a failed call: the engine's kind of error.
+pub const ERROR_KIND_KEY: &str = "pando-error-kind";
+/// Trailer of a failed call: the errno that goes with it.
+pub const ERRNO_KEY: &str = "pando-errno";
+
+/// Package `pando.v1`.
+#[expect(clippy::all, missing_docs, reason = "generated code")]
+pub mod v1 {
+    tonic::include_proto!("pando.v1");
+}
