@@ -18,6 +18,7 @@ pub mod crc;
 pub mod device;
 pub mod disk;
 pub mod error;
+pub mod export;
 pub mod limits;
 pub mod pool;
 pub mod units;
