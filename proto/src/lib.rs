@@ -10,7 +10,7 @@ pub const ERROR_KIND_KEY: &str = "pando-error-kind";
 pub const ERRNO_KEY: &str = "pando-errno";
 
 /// Package `pando.v1`.
-#[expect(clippy::all, missing_docs, reason = "generated code")]
+#[expect(missing_docs, reason = "generated code; what it means is said in the protocol file")]
 pub mod v1 {
     tonic::include_proto!("pando.v1");
 }
