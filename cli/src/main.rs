@@ -1,3 +1,85 @@
 //! The command line of Pando.
+//!
+//! ```text
+//! args      what can be typed            table, view   what is printed: tables, JSON, progress
+//! pool      pool commands                client        the connection to pandod
+//! volume    volume commands              offline       create, check, dump without pandod
+//! transfer  import and export            error         what went wrong and what to do next
+//! ```
+//!
+//! Answers go to stdout, everything else to stderr. Exit codes: 0 success, 1 failure, 2 usage.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod args;
+mod client;
+mod error;
+mod pool;
+mod table;
+mod transfer;
+mod view;
+mod volume;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command, Output, PoolCommand};
+use error::{Error, Result};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = cli.output;
+    let Err(error) = execute(cli) else { return ExitCode::SUCCESS };
+    let text = match output {
+        Output::Table => error.to_string(),
+        Output::Json => serde_json::to_string(&error).unwrap_or_else(|_| error.to_string()),
+    };
+    // If even stderr is closed there is nobody to tell.
+    writeln!(std::io::stderr().lock(), "{text}").unwrap_or_default();
+    ExitCode::FAILURE
+}
+
+fn execute(cli: Cli) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::io("cannot start", &error))?;
+    let done = runtime.block_on(run(cli));
+    // A thread that reads from a terminal or pipe may never come back.
+    runtime.shutdown_background();
+    done
+}
+
+async fn run(cli: Cli) -> Result<()> {
+    let output = cli.output;
+    let socket = cli.socket.unwrap_or_else(client::default_socket);
+    let connect = || client::connect(&socket);
+    match cli.command {
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "pando", &mut script);
+            table::print_text(&String::from_utf8_lossy(&script))
+        }
+        Command::Clone(args) => volume::clone(connect().await?, output, args).await,
+        Command::Snapshot(args) => volume::snapshot(connect().await?, output, args).await,
+        Command::Volume(command) => volume::run(connect().await?, output, command).await,
+        Command::Pool(PoolCommand::Status) => pool::status(connect().await?, output).await,
+        Command::Pool(PoolCommand::Grow { size }) => {
+            pool::grow(connect().await?, output, size).await
+        }
+        Command::Pool(PoolCommand::Check { offline: None }) => {
+            pool::check(connect().await?, output).await
+        }
+        Command::Pool(PoolCommand::Scrub { rate }) => {
+            pool::scrub(connect().await?, output, rate).await
+        }
+        Command::Pool(PoolCommand::Dump { offline: None }) => pool::dump(connect().await?).await,
+        Command::Pool(
+            PoolCommand::Create(_)
+            | PoolCommand::Check { offline: Some(_) }
+            | PoolCommand::Dump { offline: Some(_) },
+        ) => Err(Error::new("works on pools without the daemon follow")),
+    }
+}

@@ -1,0 +1,385 @@
+//! What the command line accepts. Help texts are the documentation of the commands, so they are
+//! written for the person who types them.
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Thin volumes with instant clones.
+///
+/// Exit codes: 0 success, 1 failure (the reason is on stderr), 2 wrong usage.
+#[derive(Debug, Parser)]
+#[command(name = "pando", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Socket of the daemon [default: $XDG_RUNTIME_DIR/pando/pando.sock or /run/pando/pando.sock]
+    #[arg(long, global = true, env = "PANDO_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+
+    /// Tables for people, JSON for programs
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create, watch and verify the pool
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Create, clone, serve and copy volumes
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Clone a volume or snapshot (short for `volume clone`)
+    Clone(CloneArgs),
+    /// Take a snapshot of a volume (short for `volume snapshot`)
+    Snapshot(SnapshotArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Make a file or block device a new, empty pool
+    Create(PoolCreateArgs),
+    /// Show size, free space and health
+    Status,
+    /// Make the pool larger
+    Grow {
+        /// New size; the present length of the pool's device or file if left out
+        #[arg(long, value_parser = parse_size)]
+        size: Option<u64>,
+    },
+    /// Verify the structures of the pool; exit code 1 if anything is wrong
+    Check {
+        /// Check this pool without the daemon, which must not be running on it
+        #[arg(long, value_name = "PATH")]
+        offline: Option<PathBuf>,
+    },
+    /// Read all data and verify its checksums; exit code 1 if anything is wrong
+    Scrub {
+        /// Bytes to read in a second, for example 200MiB [default: 64MiB]
+        #[arg(long, value_parser = parse_size)]
+        rate: Option<u64>,
+    },
+    /// Print the structures of the pool as text
+    Dump {
+        /// Dump this pool without the daemon, which must not be running on it
+        #[arg(long, value_name = "PATH")]
+        offline: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PoolCreateArgs {
+    /// A new file, or a block device
+    pub path: PathBuf,
+    /// Size of the file, for example 10GiB; a block device is used whole if left out
+    #[arg(long, value_parser = parse_size)]
+    pub size: Option<u64>,
+    /// How the space of a new file is taken from the file system
+    #[arg(long, value_enum, default_value_t = Allocation::Reserve)]
+    pub allocate: Allocation,
+    /// Size of the journal [default: chosen by the size of the pool]
+    #[arg(long, value_parser = parse_size)]
+    pub journal: Option<u64>,
+    /// Overwrite what is there: an existing file, a file system, another pool
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// How the space of a pool's file is taken from the file system below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Allocation {
+    /// As it is written; the file system can run full under the pool
+    Sparse,
+    /// At once, without writing it
+    Reserve,
+    /// At once, by writing zeros: slow, and the most even speed later
+    Write,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Make an empty volume
+    Create(VolumeCreateArgs),
+    /// Make a writable copy of a volume or snapshot, at once and whatever its size
+    Clone(CloneArgs),
+    /// Freeze the state of a volume under a new name
+    Snapshot(SnapshotArgs),
+    /// List volumes and snapshots
+    List(ListArgs),
+    /// Show one volume
+    Show {
+        /// Name of the volume or snapshot
+        name: String,
+        /// Walk its map for the exact space it holds and shares
+        #[arg(long)]
+        space: bool,
+    },
+    /// Make a volume larger
+    Grow {
+        /// Name of the volume
+        name: String,
+        /// New size, for example 20GiB
+        #[arg(value_parser = parse_size)]
+        size: u64,
+    },
+    /// Change properties of a volume
+    Set(SetArgs),
+    /// Delete volumes and snapshots; what was cloned from them stays
+    Delete {
+        /// Names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// List the extents in which two volumes differ
+    Diff {
+        /// The older side
+        base: String,
+        /// The newer side
+        name: String,
+    },
+    /// List the allocated extents of a volume
+    Extents {
+        /// Name of the volume or snapshot
+        name: String,
+    },
+    /// Copy a volume into a sparse file, a block device or a pipe
+    Export(ExportArgs),
+    /// Make a volume from a file, a block device or a pipe
+    Import(ImportArgs),
+    /// Offer a volume over NBD and print its address; without a name, list what is offered
+    Serve {
+        /// Name of the volume or snapshot
+        name: Option<String>,
+        /// Refuse writes
+        #[arg(long, requires = "name")]
+        read_only: bool,
+        /// End the export instead
+        #[arg(long, requires = "name", conflicts_with = "read_only")]
+        stop: bool,
+    },
+}
+
+/// Properties that a new volume can be given.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Properties {
+    /// Space promised to the volume: within it, it never meets a full pool
+    #[arg(long, value_parser = parse_size, default_value = "0", hide_default_value = true)]
+    pub reservation: u64,
+    /// Space that the volume may add to the pool
+    #[arg(long, value_parser = parse_size, default_value = "0", hide_default_value = true)]
+    pub growth_limit: u64,
+    /// Label, as key=value; may be given several times
+    #[arg(long = "label", value_parser = parse_pair, value_name = "KEY=VALUE")]
+    pub labels: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeCreateArgs {
+    /// Name of the new volume
+    pub name: String,
+    /// Size, for example 10GiB
+    #[arg(long, value_parser = parse_size)]
+    pub size: u64,
+    #[command(flatten)]
+    pub properties: Properties,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CloneArgs {
+    /// Volume or snapshot to clone
+    pub source: String,
+    /// Name of the clone
+    pub name: String,
+    /// Size of the clone, if larger than its source
+    #[arg(long, value_parser = parse_size)]
+    pub size: Option<u64>,
+    /// Clone another volume at the same instant; may be given several times
+    #[arg(long, value_parser = parse_pair, value_name = "SOURCE=NAME")]
+    pub with: Vec<(String, String)>,
+    /// Refuse writes
+    #[arg(long)]
+    pub read_only: bool,
+    #[command(flatten)]
+    pub properties: Properties,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SnapshotArgs {
+    /// Volume to freeze
+    pub source: String,
+    /// Name of the snapshot
+    pub name: String,
+    /// Freeze another volume at the same instant; may be given several times
+    #[arg(long, value_parser = parse_pair, value_name = "SOURCE=NAME")]
+    pub with: Vec<(String, String)>,
+    /// Label, as key=value; may be given several times
+    #[arg(long = "label", value_parser = parse_pair, value_name = "KEY=VALUE")]
+    pub labels: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only names that begin with this
+    #[arg(long)]
+    pub prefix: Option<String>,
+    /// Only what has this label; may be given several times
+    #[arg(long = "label", value_parser = parse_pair, value_name = "KEY=VALUE")]
+    pub labels: Vec<(String, String)>,
+    /// Only clones and snapshots of this volume
+    #[arg(long)]
+    pub source: Option<String>,
+    /// Only volumes
+    #[arg(long, conflicts_with = "snapshots")]
+    pub volumes: bool,
+    /// Only snapshots
+    #[arg(long)]
+    pub snapshots: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct Changes {
+    /// Refuse writes (true) or accept them (false)
+    #[arg(long, value_name = "BOOL")]
+    pub read_only: Option<bool>,
+    /// New reservation; 0 for none
+    #[arg(long, value_parser = parse_size)]
+    pub reservation: Option<u64>,
+    /// New growth limit; 0 for none
+    #[arg(long, value_parser = parse_size)]
+    pub growth_limit: Option<u64>,
+    /// Label to set; without a value (`key=`) it is removed
+    #[arg(long = "label", value_parser = parse_pair, value_name = "KEY=VALUE")]
+    pub labels: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetArgs {
+    /// Name of the volume
+    pub name: String,
+    #[command(flatten)]
+    pub changes: Changes,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Name of the volume or snapshot; a volume is frozen for the time of the copy
+    pub name: String,
+    /// File or block device to write, or - for standard output
+    pub target: PathBuf,
+    /// Overwrite an existing file or a block device
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// Name of the new volume
+    pub name: String,
+    /// File or block device to read, or - for standard input
+    pub file: PathBuf,
+    /// Size of the volume, if larger than the file
+    #[arg(long, value_parser = parse_size)]
+    pub size: Option<u64>,
+    #[command(flatten)]
+    pub properties: Properties,
+}
+
+/// Reads a size as people write it: 512, 10GiB, 1.5TiB, 200MB.
+fn parse_size(text: &str) -> Result<u64, String> {
+    text.parse::<ByteSize>()
+        .map(|size| size.as_u64())
+        .map_err(|_| "write a size such as 512MiB, 10GiB or 1.5TiB".to_owned())
+}
+
+/// Reads `left=right`; the right side may be empty, the left side not.
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((left, right)) if !left.is_empty() => Ok((left.to_owned(), right.to_owned())),
+        _ => Err("write it as LEFT=RIGHT".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_as_people_write_them() {
+        assert_eq!(parse_size("10GiB"), Ok(10 << 30));
+        assert_eq!(parse_size("10 GiB"), Ok(10 << 30));
+        assert_eq!(parse_size("1.5TiB"), Ok(3 << 39));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("1GB"), Ok(1_000_000_000));
+        assert!(parse_size("ten").is_err());
+        assert!(parse_size("-1").is_err());
+    }
+
+    #[test]
+    fn pairs_need_a_left_side() {
+        assert_eq!(parse_pair("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
+        assert_eq!(parse_pair("a="), Ok(("a".to_owned(), String::new())));
+        assert!(parse_pair("=b").is_err());
+        assert!(parse_pair("a").is_err());
+    }
+
+    #[test]
+    fn clone_stands_at_the_top_as_well() {
+        let short = Cli::try_parse_from(["pando", "clone", "db", "db-test"]).unwrap();
+        let Command::Clone(short) = short.command else { panic!("not a clone") };
+        let long = Cli::try_parse_from([
+            "pando",
+            "volume",
+            "clone",
+            "db",
+            "db-test",
+            "--with",
+            "logs=logs-test",
+            "-o",
+            "json",
+        ])
+        .unwrap();
+        assert_eq!(long.output, Output::Json);
+        let Command::Volume(VolumeCommand::Clone(long)) = long.command else {
+            panic!("not a clone")
+        };
+        assert_eq!((&short.source, &short.name), (&long.source, &long.name));
+        assert_eq!(long.with, [("logs".to_owned(), "logs-test".to_owned())]);
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        for line in [
+            &["pando", "volume", "create", "db"][..],
+            &["pando", "volume", "set", "db"],
+            &["pando", "volume", "delete"],
+            &["pando", "volume", "serve", "--stop"],
+            &["pando", "volume", "list", "--volumes", "--snapshots"],
+        ] {
+            assert_eq!(Cli::try_parse_from(line).unwrap_err().exit_code(), 2, "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Printing: tables for people, JSON for programs, progress bars for long work.
+
+use std::io::{self, IsTerminal, Write};
+
+use bytesize::ByteSize;
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::args::Output;
+use crate::error::{Error, Result};
+use crate::view::{Export, Extent, Pool, Volume};
+
+/// Prints `value` as JSON, or what `table` makes of it.
+pub(crate) fn print<T: Serialize>(
+    output: Output,
+    value: &T,
+    table: impl FnOnce(&T) -> String,
+) -> Result<()> {
+    let text = match output {
+        Output::Table => table(value),
+        Output::Json => serde_json::to_string_pretty(value)
+            .map_err(|error| Error::new(format!("cannot write JSON: {error}")))?,
+    };
+    print_text(&text)
+}
+
+/// Prints `text` and ends the line. A reader that went away (`| head`) is no failure.
+pub(crate) fn print_text(text: &str) -> Result<()> {
+    match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::io("standard output", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A size for people.
+pub(crate) fn size(bytes: u64) -> String {
+    ByteSize(bytes).display().iec().to_string()
+}
+
+fn columns(titles: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(titles);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+fn align_right(table: &mut Table, columns: &[usize]) {
+    for &column in columns {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// Cells are padded to the width of their column; the padding of the last one is noise.
+fn finish(table: &Table) -> String {
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// Volumes, one a line.
+pub(crate) fn volumes(volumes: &[Volume]) -> String {
+    let mut table =
+        columns(&["NAME", "KIND", "SIZE", "MAPPED", "OWN", "SOURCE", "CREATED", "LABELS"]);
+    align_right(&mut table, &[2, 3, 4]);
+    for volume in volumes {
+        table.add_row([
+            volume.name.clone(),
+            kind_of(volume),
+            size(volume.size_bytes),
+            size(volume.mapped_bytes),
+            size(volume.own_bytes),
+            source_of(volume),
+            time(volume.created_at),
+            labels_of(volume),
+        ]);
+    }
+    finish(&table)
+}
+
+fn kind_of(volume: &Volume) -> String {
+    let frozen = if volume.read_only && volume.kind != crate::view::Kind::Snapshot {
+        " (read-only)"
+    } else {
+        ""
+    };
+    format!("{}{frozen}", volume.kind.name())
+}
+
+fn source_of(volume: &Volume) -> String {
+    match (&volume.source_name, volume.source_id) {
+        (Some(name), _) => name.clone(),
+        (None, Some(id)) => format!("(deleted, id {id})"),
+        (None, None) => "-".to_owned(),
+    }
+}
+
+fn labels_of(volume: &Volume) -> String {
+    let labels: Vec<String> =
+        volume.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if labels.is_empty() { "-".to_owned() } else { labels.join(",") }
+}
+
+/// Everything about one volume, one property a line.
+pub(crate) fn volume(volume: &Volume) -> String {
+    let mut table = properties();
+    let mut row = |name: &str, value: String| {
+        table.add_row([name.to_owned(), value]);
+    };
+    row("name", volume.name.clone());
+    row("id", volume.id.to_string());
+    row("kind", kind_of(volume));
+    row("size", size(volume.size_bytes));
+    row("source", source_of(volume));
+    row("created", time(volume.created_at));
+    row("reservation", or_none(volume.reservation_bytes));
+    row("growth limit", or_none(volume.growth_limit_bytes));
+    row("labels", labels_of(volume));
+    row("mapped", size(volume.mapped_bytes));
+    row("own, at least", size(volume.own_bytes));
+    if let Some(space) = &volume.space {
+        row("exclusive", size(space.exclusive_bytes));
+        row("shared", size(space.shared_bytes));
+        row("freed if deleted", size(space.freed_if_deleted_bytes));
+    }
+    for export in &volume.exports {
+        row("export", export.uri.clone());
+    }
+    finish(&table)
+}
+
+fn properties() -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table
+}
+
+fn or_none(bytes: u64) -> String {
+    if bytes == 0 { "none".to_owned() } else { size(bytes) }
+}
+
+/// The pool, one property a line.
+pub(crate) fn pool(pool: &Pool) -> String {
+    let mut table = properties();
+    let mut row = |name: &str, value: String| {
+        table.add_row([name.to_owned(), value]);
+    };
+    let health =
+        pool.poisoned.as_ref().map_or_else(|| "good".to_owned(), |why| format!("POISONED: {why}"));
+    row("pool", pool.path.clone());
+    row("uuid", pool.uuid.clone());
+    row("health", health);
+    row("size", size(pool.size_bytes));
+    row("usable", size(pool.usable_bytes));
+    row("free", format!("{} ({} % used)", size(pool.free_bytes), pool.used_percent()));
+    row("coming back", size(pool.pending_bytes));
+    row("kept back", size(pool.reserve_bytes));
+    row("provisioned", size(pool.provisioned_bytes));
+    row("reserved", size(pool.reserved_bytes));
+    row("volumes", pool.volumes.to_string());
+    row("snapshots", pool.snapshots.to_string());
+    row("deletions", format!("{} pending", pool.deletions_pending));
+    row(
+        "journal",
+        format!("{} of {} in use", size(pool.journal_used_bytes), size(pool.journal_bytes)),
+    );
+    row("checkpoint", format!("generation {}", pool.generation));
+    row("last record", pool.sequence_number.to_string());
+    if let Some(version) = &pool.daemon_version {
+        row("pandod", version.clone());
+    }
+    finish(&table)
+}
+
+/// Exports, one a line.
+pub(crate) fn exports(exports: &[Export]) -> String {
+    let mut table = columns(&["VOLUME", "KIND", "ACCESS", "URI"]);
+    for export in exports {
+        let access = if export.read_only { "read-only" } else { "read-write" };
+        table.add_row([&export.volume_name, export.kind, access, &export.uri]);
+    }
+    finish(&table)
+}
+
+/// Extents, one a line, in bytes: exact numbers are what one lists extents for.
+pub(crate) fn extents(extents: &[Extent]) -> String {
+    let mut table = columns(&["OFFSET", "LENGTH", "STATE"]);
+    align_right(&mut table, &[0, 1]);
+    for extent in extents {
+        let state = if extent.mapped { "data" } else { "zeros" };
+        table.add_row([extent.offset.to_string(), extent.length.to_string(), state.to_owned()]);
+    }
+    finish(&table)
+}
+
+/// Seconds since the epoch as RFC 3339 in UTC.
+fn time(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Days to a date of the proleptic Gregorian calendar, in eras of 400 years of 146097 days
+    // that begin on March 1st, so that the leap day is the last day of its year.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}Z", second % 60)
+}
+
+/// A bar on stderr if that is a terminal, else nothing. `total` None: a counter without an end.
+pub(crate) fn progress(total: Option<u64>) -> ProgressBar {
+    let target = if io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let template = if total.is_some() {
+        "{bar:32} {percent:>3} %  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta}"
+    } else {
+        "{spinner} {binary_bytes}  {binary_bytes_per_sec}"
+    };
+    let style = ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ");
+    ProgressBar::with_draw_target(total, target).with_style(style)
+}
+
+#[cfg(test)]
+mod tests {
+    use pando_proto::v1;
+
+    use super::*;
+
+    #[test]
+    fn times_are_rfc3339() {
+        assert_eq!(time(0), "1970-01-01T00:00:00Z");
+        assert_eq!(time(951_782_399), "2000-02-28T23:59:59Z");
+        assert_eq!(time(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(time(1_767_225_599), "2025-12-31T23:59:59Z");
+        assert_eq!(time(4_107_542_400), "2100-03-01T00:00:00Z");
+    }
+
+    fn clone_of_a_deleted_volume() -> Volume {
+        Volume::from(v1::Volume {
+            id: 9,
+            name: "db-test".to_owned(),
+            size_bytes: 10 << 30,
+            source_id: Some(7),
+            mapped_bytes: 3 << 20,
+            own_bytes: 4096,
+            labels: [("app".to_owned(), "db".to_owned())].into(),
+            ..v1::Volume::default()
+        })
+    }
+
+    #[test]
+    fn list_is_aligned_and_has_no_trailing_spaces() {
+        let db = Volume::from(v1::Volume { id: 7, name: "db".to_owned(), ..v1::Volume::default() });
+        let text = volumes(&[db, clone_of_a_deleted_volume()]);
+        let expected = "\
+NAME     KIND        SIZE   MAPPED      OWN  SOURCE           CREATED               LABELS
+db       volume       0 B      0 B      0 B  -                1970-01-01T00:00:00Z  -
+db-test  clone   10.0 GiB  3.0 MiB  4.0 KiB  (deleted, id 7)  1970-01-01T00:00:00Z  app=db
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn json_names_are_stable() {
+        let value = serde_json::to_value(clone_of_a_deleted_volume()).unwrap();
+        assert_eq!(
+            value,
+            serde_json::json!({
+                "id": 9, "name": "db-test", "kind": "clone", "size_bytes": 10_737_418_240_u64,
+                "read_only": false, "source_id": 7, "source_name": null,
+                "reservation_bytes": 0, "growth_limit_bytes": 0, "labels": {"app": "db"},
+                "created_at": 0, "mapped_bytes": 3_145_728, "own_bytes": 4096,
+            })
+        );
+    }
+
+    #[test]
+    fn poisoned_pool_shouts() {
+        let pool_view = Pool::from(v1::Pool {
+            usable_bytes: 200,
+            free_bytes: 50,
+            poisoned: "flush failed".to_owned(),
+            ..v1::Pool::default()
+        });
+        assert_eq!(pool_view.used_percent(), 75);
+        assert!(pool(&pool_view).contains("POISONED: flush failed"));
+    }
+}
