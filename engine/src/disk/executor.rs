@@ -1,0 +1,545 @@
+//! A single-threaded executor for futures that stay on their thread.
+//!
+//! ```text
+//!   wake (any thread) --> ready queue (FIFO) --> one turn: poll each task that is ready
+//!                              ^                          |
+//!                              |                          v  nothing ready
+//!                        completions <-- Driver: poll / spin / park (blocks in the kernel)
+//! ```
+//!
+//! Invariants:
+//! * Tasks are polled in the order in which they became ready. With a deterministic [`Driver`] a
+//!   whole run is deterministic.
+//! * The driver is asked for completions only when nothing is ready (or after [`TURNS_PER_POLL`]
+//!   turns), so that everything asked for in one turn leaves in one submission.
+//! * A wake allocates nothing: each task has one waker for its life. A waker that outlives its task
+//!   does nothing, because a task's identity (slot and serial number) is never used again.
+//!
+//! It knows no timers and no I/O: those are the driver's.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::hint;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use slab::Slab;
+
+use super::LocalFuture;
+
+/// Wakes a thread that is blocked in [`Driver::park`].
+pub trait Unpark: Send + Sync {
+    /// Makes the current or the next `park` return. Cheap enough to be called needlessly.
+    fn unpark(&self);
+}
+
+/// How a [`Driver::park`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parked {
+    /// Something may have become ready.
+    Awake,
+    /// Nothing will ever complete again (a simulated machine lost its power).
+    Halted,
+}
+
+/// Where the executor's I/O is done.
+pub trait Driver {
+    /// Submits what is queued and delivers what has completed. Never blocks.
+    fn poll(&mut self);
+
+    /// Submits what is queued, then blocks until something completes or somebody unparks.
+    fn park(&mut self) -> Parked;
+
+    /// The handle that ends a `park` from any thread.
+    fn unparker(&self) -> Arc<dyn Unpark>;
+}
+
+/// Turns after which the driver is polled even though tasks are still ready, so that a task that
+/// is always ready cannot starve the I/O.
+const TURNS_PER_POLL: u32 = 16;
+
+/// A wake-up of a sleeping core costs about this much on a virtual machine: an idle period that
+/// is longer than the spin by no more than this would have been caught by spinning.
+const WAKE_COST: Duration = Duration::from_micros(25);
+/// Range of the score that decides about spinning, and where it begins to spin.
+const SPIN_SCORE_MAX: u32 = 16;
+const SPIN_SCORE_ON: u32 = 8;
+/// CPU pauses between two looks at the rings while spinning (about 1 us).
+const SPIN_PAUSES: u32 = 16;
+
+/// Slot of the future that `block_on` was called with.
+const MAIN_SLOT: usize = usize::MAX;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct TaskId {
+    slot: usize,
+    serial: u64,
+}
+
+/// What other threads see of the executor.
+struct Shared {
+    queue: Mutex<Queue>,
+    unparker: Arc<dyn Unpark>,
+}
+
+struct Queue {
+    ready: VecDeque<TaskId>,
+    /// The executor is about to block, or blocks: whoever adds a task must unpark it.
+    sleeping: bool,
+}
+
+impl Shared {
+    fn push(&self, id: TaskId) {
+        let kick = {
+            let mut queue = self.queue.lock();
+            queue.ready.push_back(id);
+            std::mem::take(&mut queue.sleeping)
+        };
+        if kick {
+            self.unparker.unpark();
+        }
+    }
+}
+
+struct TaskWaker {
+    shared: Arc<Shared>,
+    id: TaskId,
+    /// The task stands in the ready queue, so a second wake adds nothing.
+    queued: AtomicBool,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            self.shared.push(self.id);
+        }
+    }
+}
+
+struct Task {
+    handle: Arc<TaskWaker>,
+    waker: Waker,
+    /// `None` while the task is being polled, so that it can spawn others.
+    future: Option<LocalFuture<'static, ()>>,
+}
+
+/// What tasks on this thread see of the executor.
+struct Local {
+    tasks: RefCell<Slab<Task>>,
+    next_serial: Cell<u64>,
+    shared: Arc<Shared>,
+}
+
+impl Local {
+    fn new_waker(&self, slot: usize) -> Arc<TaskWaker> {
+        let serial = self.next_serial.get();
+        self.next_serial.set(serial + 1);
+        let id = TaskId { slot, serial };
+        // Born queued: the first poll needs no wake.
+        let handle =
+            TaskWaker { shared: Arc::clone(&self.shared), id, queued: AtomicBool::new(true) };
+        self.shared.push(id);
+        Arc::new(handle)
+    }
+
+    fn spawn(&self, future: LocalFuture<'static, ()>) {
+        let mut tasks = self.tasks.borrow_mut();
+        let entry = tasks.vacant_entry();
+        let handle = self.new_waker(entry.key());
+        let waker = Waker::from(Arc::clone(&handle));
+        entry.insert(Task { handle, waker, future: Some(future) });
+    }
+
+    fn poll_task(&self, id: TaskId) {
+        let (mut future, waker) = {
+            let mut tasks = self.tasks.borrow_mut();
+            let Some(task) = tasks.get_mut(id.slot).filter(|task| task.handle.id == id) else {
+                return;
+            };
+            // Cleared before the poll: a wake during the poll must queue the task again.
+            task.handle.queued.swap(false, Ordering::AcqRel);
+            let Some(future) = task.future.take() else { return };
+            (future, task.waker.clone())
+        };
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Pending => self.tasks.borrow_mut()[id.slot].future = Some(future),
+            Poll::Ready(()) => {
+                let task = self.tasks.borrow_mut().remove(id.slot);
+                // Dropped with no borrow held: what they own may wake or spawn others.
+                drop((future, task));
+            }
+        }
+    }
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
+}
+
+/// Makes an executor the thread's current one for the time of a `block_on`.
+struct Entered;
+
+impl Entered {
+    fn new(local: &Rc<Local>) -> Self {
+        CURRENT.with(|current| {
+            let before = current.borrow_mut().replace(Rc::clone(local));
+            assert!(before.is_none(), "block_on inside block_on would deadlock the thread");
+        });
+        Self
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        CURRENT.with(|current| current.borrow_mut().take());
+    }
+}
+
+/// Starts `future` as a task of its own on this thread's executor. It runs until it ends or the
+/// executor is dropped; nobody waits for it.
+///
+/// # Panics
+/// When this thread is not inside [`Executor::block_on`].
+pub fn spawn_local(future: impl Future<Output = ()> + 'static) {
+    let local = CURRENT.with(|current| current.borrow().clone());
+    let local = local.expect("spawn_local is called from a task of an executor");
+    local.spawn(Box::pin(future));
+}
+
+/// Resolves once every task that is ready now has been polled: the place where a batch closes.
+/// Costs one trip through the ready queue.
+pub fn end_of_turn() -> EndOfTurn {
+    EndOfTurn { waited: false }
+}
+
+/// Future of [`end_of_turn`].
+#[must_use = "futures do nothing unless awaited"]
+pub struct EndOfTurn {
+    waited: bool,
+}
+
+impl Future for EndOfTurn {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.waited, true) {
+            return Poll::Ready(());
+        }
+        // The queue is first in, first out: this goes behind all that is ready now.
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// Whether to spin before sleeping. A sleeping core takes 25 us and more to come back, an I/O or
+/// a client's next request is often there sooner. The score follows how many of the last idle
+/// periods were short enough for spinning to have paid; an idle or a slow machine never spins.
+struct Spin {
+    limit: Duration,
+    score: u32,
+}
+
+impl Spin {
+    fn pays(&self) -> bool {
+        self.score >= SPIN_SCORE_ON
+    }
+
+    fn learn(&mut self, idle: Duration) {
+        self.score = if idle <= self.limit + WAKE_COST {
+            (self.score + 1).min(SPIN_SCORE_MAX)
+        } else {
+            self.score.saturating_sub(1)
+        };
+    }
+}
+
+/// The executor of one thread and the driver it sleeps in.
+pub struct Executor<D: Driver> {
+    local: Rc<Local>,
+    /// The tasks of this turn that are still to be polled.
+    turn: VecDeque<TaskId>,
+    turns_since_poll: u32,
+    spin: Spin,
+    driver: D,
+}
+
+impl<D: Driver> Executor<D> {
+    /// An executor that sleeps as soon as nothing is ready.
+    pub fn new(driver: D) -> Self {
+        Self::with_spin(driver, Duration::ZERO)
+    }
+
+    /// An executor that looks for work for up to `spin` before it sleeps, as long as that pays.
+    pub fn with_spin(driver: D, spin: Duration) -> Self {
+        let queue = Mutex::new(Queue { ready: VecDeque::new(), sleeping: false });
+        let shared = Arc::new(Shared { queue, unparker: driver.unparker() });
+        let tasks = RefCell::new(Slab::new());
+        Self {
+            local: Rc::new(Local { tasks, next_serial: Cell::new(0), shared }),
+            turn: VecDeque::new(),
+            turns_since_poll: 0,
+            spin: Spin { limit: spin, score: 0 },
+            driver,
+        }
+    }
+
+    /// The driver, to be asked or configured between two runs.
+    pub fn driver(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
+    /// Runs all tasks until `future` is done. Tasks that are not done by then stay, and go on in
+    /// the next call.
+    ///
+    /// # Panics
+    /// When the driver halts; use [`Self::run`] with a driver that can.
+    pub fn block_on<F: Future>(&mut self, future: F) -> F::Output {
+        self.run(future).expect("the driver of this executor never halts")
+    }
+
+    /// As [`Self::block_on`]; `None` when the driver halted before `future` was done.
+    pub fn run<F: Future>(&mut self, future: F) -> Option<F::Output> {
+        let _entered = Entered::new(&self.local);
+        let mut future = pin!(future);
+        let main = self.local.new_waker(MAIN_SLOT);
+        let waker = Waker::from(Arc::clone(&main));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            while let Some(id) = self.turn.pop_front() {
+                if id == main.id {
+                    main.queued.swap(false, Ordering::AcqRel);
+                    if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+                        return Some(output);
+                    }
+                } else {
+                    self.local.poll_task(id);
+                }
+            }
+            self.turns_since_poll += 1;
+            if self.turns_since_poll >= TURNS_PER_POLL {
+                self.turns_since_poll = 0;
+                self.driver.poll();
+            }
+            if !self.take_ready() && self.idle() == Parked::Halted {
+                return None;
+            }
+        }
+    }
+
+    /// Begins a turn with all that is ready; false if nothing is.
+    fn take_ready(&mut self) -> bool {
+        debug_assert!(self.turn.is_empty(), "a turn begins when the one before has ended");
+        std::mem::swap(&mut self.local.shared.queue.lock().ready, &mut self.turn);
+        !self.turn.is_empty()
+    }
+
+    /// Waits for something to become ready.
+    fn idle(&mut self) -> Parked {
+        self.turns_since_poll = 0;
+        if self.spin.limit.is_zero() {
+            return self.sleep();
+        }
+        let start = Instant::now();
+        let parked = if self.spin.pays() && self.spin_until_ready(start) {
+            Parked::Awake
+        } else {
+            self.sleep()
+        };
+        self.spin.learn(start.elapsed());
+        parked
+    }
+
+    fn spin_until_ready(&mut self, start: Instant) -> bool {
+        loop {
+            self.driver.poll();
+            if !self.local.shared.queue.lock().ready.is_empty() {
+                return true;
+            }
+            if start.elapsed() >= self.spin.limit {
+                return false;
+            }
+            for _ in 0..SPIN_PAUSES {
+                hint::spin_loop();
+            }
+        }
+    }
+
+    fn sleep(&mut self) -> Parked {
+        {
+            // Announced under the lock of the queue: whoever adds a task from now on unparks.
+            let mut queue = self.local.shared.queue.lock();
+            if !queue.ready.is_empty() {
+                return Parked::Awake;
+            }
+            queue.sleeping = true;
+        }
+        let parked = self.driver.park();
+        self.local.shared.queue.lock().sleeping = false;
+        parked
+    }
+}
+
+impl<D: Driver> Drop for Executor<D> {
+    fn drop(&mut self) {
+        // Before the driver, and with no borrow held: what the tasks own may use both.
+        let tasks = std::mem::take(&mut *self.local.tasks.borrow_mut());
+        drop(tasks);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use tokio::sync::{Notify, mpsc, oneshot};
+
+    use super::*;
+    use crate::disk::park::ThreadDriver;
+
+    fn executor() -> Executor<ThreadDriver> {
+        Executor::new(ThreadDriver::new())
+    }
+
+    #[test]
+    fn woken_by_another_thread() {
+        for spin in [Duration::ZERO, Duration::from_micros(200)] {
+            let mut executor = Executor::with_spin(ThreadDriver::new(), spin);
+            let (there, mut here) = mpsc::unbounded_channel();
+            let (back, mut from_here) = mpsc::unbounded_channel();
+            let echo = thread::spawn(move || {
+                while let Some(number) = from_here.blocking_recv() {
+                    there.send(number).unwrap();
+                }
+            });
+            executor.block_on(async move {
+                for number in 0..10_000 {
+                    back.send(number).unwrap();
+                    assert_eq!(here.recv().await, Some(number));
+                }
+            });
+            echo.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn many_tasks_in_order() {
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let run = Rc::clone(&seen);
+        executor().block_on(async move {
+            let (done, mut all_done) = mpsc::channel::<()>(1);
+            for number in 0..10_000 {
+                let (seen, done) = (Rc::clone(&run), done.clone());
+                spawn_local(async move {
+                    end_of_turn().await;
+                    seen.borrow_mut().push(number);
+                    drop(done);
+                });
+            }
+            drop(done);
+            assert_eq!(all_done.recv().await, None);
+        });
+        assert!(seen.borrow().iter().copied().eq(0..10_000));
+    }
+
+    #[test]
+    fn end_of_turn_comes_after_all_that_is_ready() {
+        let log = Rc::new(RefCell::new(Vec::new()));
+        let run = Rc::clone(&log);
+        executor().block_on(async move {
+            for name in ["a", "b", "c"] {
+                let log = Rc::clone(&run);
+                spawn_local(async move { log.borrow_mut().push(name) });
+            }
+            end_of_turn().await;
+            run.borrow_mut().push("end");
+        });
+        assert_eq!(*log.borrow(), ["a", "b", "c", "end"]);
+    }
+
+    #[test]
+    fn a_batch_gathers_the_requests_of_a_turn() {
+        // Each task adds its request; the first one waits for the end of the turn and takes all.
+        let gathered = executor().block_on(async {
+            let requests = Rc::new(RefCell::new(Vec::new()));
+            let (reply, batch) = oneshot::channel();
+            let mut reply = Some(reply);
+            for number in 0..100 {
+                let (requests, reply) = (Rc::clone(&requests), reply.take());
+                spawn_local(async move {
+                    requests.borrow_mut().push(number);
+                    if let Some(reply) = reply {
+                        end_of_turn().await;
+                        reply.send(requests.borrow().len()).unwrap();
+                    }
+                });
+            }
+            batch.await.unwrap()
+        });
+        assert_eq!(gathered, 100);
+    }
+
+    #[test]
+    fn a_waker_may_outlive_its_task() {
+        let mut executor = executor();
+        let waker = executor.block_on(async {
+            let (send, receive) = oneshot::channel();
+            spawn_local(async move {
+                let own = std::future::poll_fn(|context| Poll::Ready(context.waker().clone()));
+                send.send(own.await).ok();
+            });
+            receive.await.unwrap()
+        });
+        let polls = executor.block_on(async move {
+            let polls = Rc::new(Cell::new(0));
+            let counted = Rc::clone(&polls);
+            // Takes the slot of the task that has ended.
+            spawn_local(std::future::poll_fn(move |_| {
+                counted.set(counted.get() + 1);
+                Poll::Pending
+            }));
+            end_of_turn().await;
+            waker.wake_by_ref();
+            end_of_turn().await;
+            end_of_turn().await;
+            polls.get()
+        });
+        assert_eq!(polls, 1, "only its own waker polls a task");
+    }
+
+    #[test]
+    fn unfinished_tasks_go_on_in_the_next_run_and_are_dropped_at_the_end() {
+        let mut executor = executor();
+        let notify = Rc::new(Notify::new());
+        let (waiting, done) = (Rc::clone(&notify), Rc::new(Cell::new(false)));
+        let set = Rc::clone(&done);
+        executor.block_on(async move {
+            let kept = Rc::clone(&set);
+            spawn_local(async move {
+                waiting.notified().await;
+                set.set(true);
+                // Never done: freed with the executor.
+                std::future::pending::<()>().await;
+                drop(kept);
+            });
+            end_of_turn().await;
+        });
+        executor.block_on(async {
+            notify.notify_one();
+            end_of_turn().await;
+            end_of_turn().await;
+        });
+        assert!(done.get());
+        drop(executor);
+        assert_eq!(Rc::strong_count(&done), 1);
+    }
+}
