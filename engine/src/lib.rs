@@ -21,4 +21,5 @@ pub mod error;
 pub mod export;
 pub mod limits;
 pub mod pool;
+pub mod shard;
 pub mod units;

@@ -6,6 +6,12 @@
 //! a pointer into freed memory.
 
 pub mod buffer;
+pub mod executor;
+pub mod file;
+pub mod mapped;
+pub mod park;
+pub mod reactor;
+pub mod uring;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,6 +19,7 @@ use std::pin::Pin;
 use crate::error::Result;
 use crate::units::BlockNo;
 pub use buffer::Buf;
+pub use file::{Allocate, PoolFile};
 
 /// A boxed future of one thread. One small allocation for an I/O that costs microseconds.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;

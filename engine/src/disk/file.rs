@@ -1,0 +1,319 @@
+//! The pool's file or block device: opened for direct I/O, locked for this process alone.
+//!
+//! The lock (`flock`) belongs to the open file, so it is held as long as any handle lives: a disk,
+//! a mapped journal, or an I/O that is still in the kernel. A second process can therefore never
+//! open a pool into which a late write of the first may still fall.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags};
+
+use super::mapped::MappedRing;
+use super::uring::UringDisk;
+use super::{Buf, Disk, RingMemory};
+use crate::error::{Error, ErrorKind, Result};
+
+use crate::limits::POOL_BYTES_MAX;
+use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
+
+/// `BLKGETSIZE64`: _IOR(0x12, 114, size_t).
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+/// `BLKDISCARD`: _IO(0x12, 119).
+const BLKDISCARD: libc::c_ulong = 0x1277;
+/// Bytes given to the device in one discard, so that a thread is not held up for long.
+const DISCARD_BYTES_MAX: u64 = 64 << 20;
+/// Blocks written at once when a new file is filled.
+const FILL_BLOCKS: usize = 256;
+
+/// How the space of a new pool file is had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Allocate {
+    /// Only the size is set: the host's file system may run out of space later, which is a write
+    /// error to the pool.
+    #[default]
+    Sparse,
+    /// The host's file system sets the space aside.
+    Reserve,
+    /// Zeros are written everywhere: no later write changes the host's metadata.
+    Write,
+}
+
+/// An opened, exclusively locked pool file or block device.
+#[derive(Debug)]
+pub struct PoolFile {
+    fd: Arc<OwnedFd>,
+    path: PathBuf,
+    block_device: bool,
+    len_bytes: AtomicU64,
+}
+
+impl PoolFile {
+    /// Makes a new file of `size_bytes`.
+    ///
+    /// # Errors
+    /// `Exists` when the path is taken (whatever is there is not touched), `Invalid` for a size
+    /// that is no whole number of blocks, `Io` when there is no room.
+    pub fn create(path: &Path, size_bytes: u64, allocate: Allocate) -> Result<Self> {
+        if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES) || size_bytes > POOL_BYTES_MAX
+        {
+            return Err(Error::invalid(format!(
+                "pool file {}: size {size_bytes} must be a multiple of {BLOCK_BYTES} of at most \
+                 {POOL_BYTES_MAX} bytes",
+                path.display()
+            )));
+        }
+        let flags = OFlags::CREATE | OFlags::EXCL;
+        let fd = rustix::fs::open(path, flags | open_flags(), Mode::RUSR | Mode::WUSR)
+            .map_err(|e| open_error(path, e))?;
+        let file = Self::locked(fd, path, false)?;
+        let filled = file.fill(size_bytes, allocate).and_then(|()| sync_directory(path));
+        if let Err(e) = filled {
+            // Ours, and made just now: half a pool file helps nobody.
+            let _ignored = rustix::fs::unlink(path);
+            return Err(Error::io(format!("creation of {file} with {size_bytes} bytes"), e));
+        }
+        file.len_bytes.store(size_bytes, Ordering::Release);
+        Ok(file)
+    }
+
+    /// Opens an existing file or block device.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy` when another process has it; `Unsupported` when it cannot do direct I/O
+    /// or is neither a file nor a block device.
+    pub fn open(path: &Path) -> Result<Self> {
+        let kind = rustix::fs::stat(path).map_err(|e| open_error(path, e))?;
+        let block_device = match FileType::from_raw_mode(kind.st_mode) {
+            FileType::BlockDevice => true,
+            FileType::RegularFile => false,
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("{} is neither a regular file nor a block device", path.display()),
+                ));
+            }
+        };
+        // On a block device this also keeps mounts and other exclusive users away.
+        let exclusive = if block_device { OFlags::EXCL } else { OFlags::empty() };
+        let fd = rustix::fs::open(path, open_flags() | exclusive, Mode::empty())
+            .map_err(|e| open_error(path, e))?;
+        let file = Self::locked(fd, path, block_device)?;
+        let len = file.measure().map_err(|e| Error::io(format!("size of {file}"), e))?;
+        file.len_bytes.store(len, Ordering::Release);
+        Ok(file)
+    }
+
+    fn locked(fd: OwnedFd, path: &Path, block_device: bool) -> Result<Self> {
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| open_error(path, e))?;
+        Ok(Self {
+            fd: Arc::new(fd),
+            path: path.to_owned(),
+            block_device,
+            len_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// A [`Disk`] for the calling thread, on the thread's ring.
+    #[must_use]
+    pub fn disk(self: &Arc<Self>) -> Rc<dyn Disk> {
+        Rc::new(UringDisk::new(Arc::clone(self)))
+    }
+
+    /// Maps the journal's ring, `len` bytes at `offset`.
+    ///
+    /// # Errors
+    /// `Invalid` when it is not inside the file or not whole blocks; the kernel's refusal.
+    pub fn map_ring(&self, offset: u64, len: usize) -> Result<Box<dyn RingMemory>> {
+        let end = offset.checked_add(to_u64(len));
+        if len == 0
+            || !offset.is_multiple_of(BLOCK_BYTES)
+            || !to_u64(len).is_multiple_of(BLOCK_BYTES)
+            || end.is_none_or(|end| end > self.len_bytes())
+        {
+            return Err(Error::invalid(format!(
+                "journal of {len} bytes at {offset} is not whole blocks inside {self}"
+            )));
+        }
+        let ring = MappedRing::new(Arc::clone(&self.fd), offset, len);
+        Ok(Box::new(ring.map_err(|e| Error::io(format!("mapping of the journal of {self}"), e))?))
+    }
+
+    /// Whole blocks of the file or device, in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes.load(Ordering::Acquire)
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is a block device (else a regular file).
+    #[must_use]
+    pub fn is_block_device(&self) -> bool {
+        self.block_device
+    }
+
+    pub(super) fn fd(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
+    pub(super) fn failed(&self, doing: &str, at: BlockNo, source: io::Error) -> Error {
+        Error::io(format!("{doing} at {at} of {self}"), source)
+    }
+
+    /// Checks that `len` bytes from `at` on are inside.
+    pub(super) fn check_range(&self, at: BlockNo, len: u64) -> Result<()> {
+        let size = self.len_bytes();
+        let end = at.get().checked_mul(BLOCK_BYTES).and_then(|start| start.checked_add(len));
+        match end {
+            Some(end) if end <= size => Ok(()),
+            _ => Err(Error::invalid(format!(
+                "{len} bytes at {at} are beyond the end of {self} ({size} bytes)"
+            ))),
+        }
+    }
+
+    /// Checks a discard and turns it into bytes.
+    pub(super) fn discard_range(&self, at: BlockNo, count: u64) -> Result<(u64, u64)> {
+        let len = count.saturating_mul(BLOCK_BYTES);
+        self.check_range(at, len)?;
+        Ok((at.byte_offset(), len))
+    }
+
+    /// Makes a regular file at least `len_bytes` long. A file whose space was set aside stays so.
+    pub(super) fn extend(&self, len_bytes: u64) -> Result<()> {
+        let fail = |e: io::Error| Error::io(format!("growth of {self} to {len_bytes} bytes"), e);
+        let size = self.measure().map_err(fail)?;
+        if size < len_bytes && self.block_device {
+            return Err(Error::invalid(format!(
+                "{self} has {size} bytes, not {len_bytes}: grow the device first"
+            )));
+        }
+        if size < len_bytes {
+            let stat = rustix::fs::fstat(&self.fd).map_err(|e| fail(e.into()))?;
+            let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+            let grown = if allocated >= size {
+                rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), size, len_bytes - size)
+            } else {
+                rustix::fs::ftruncate(&self.fd, len_bytes)
+            };
+            grown.map_err(|e| fail(e.into()))?;
+        }
+        self.len_bytes.store(self.measure().map_err(fail)?, Ordering::Release);
+        Ok(())
+    }
+
+    /// Discards a range of a block device. Blocks the thread, a piece at a time.
+    pub(super) fn discard_device(&self, at: BlockNo, offset: u64, len: u64) -> Result<()> {
+        let mut done = 0;
+        while done < len {
+            let piece = (len - done).min(DISCARD_BYTES_MAX);
+            let range = [offset + done, piece];
+            // SAFETY: the request reads two 64-bit numbers, which live until it returns.
+            let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
+            if result != 0 {
+                return Err(self.failed("discard", at, io::Error::last_os_error()));
+            }
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Size in whole blocks as the kernel sees it now.
+    fn measure(&self) -> io::Result<u64> {
+        let size = if self.block_device {
+            let mut size = 0_u64;
+            // SAFETY: the request writes one 64-bit number, which lives until it returns.
+            let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), BLKGETSIZE64, &raw mut size) };
+            if result != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            size
+        } else {
+            u64::try_from(rustix::fs::fstat(&self.fd)?.st_size).unwrap_or(0)
+        };
+        Ok(size / BLOCK_BYTES * BLOCK_BYTES)
+    }
+
+    fn fill(&self, size: u64, allocate: Allocate) -> io::Result<()> {
+        match allocate {
+            Allocate::Sparse => rustix::fs::ftruncate(&self.fd, size)?,
+            Allocate::Reserve => {
+                rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), 0, size)?;
+            }
+            Allocate::Write => {
+                // Reserved first, so that there is either room for all of it or an error at once.
+                rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), 0, size)?;
+                let zeros = Buf::zeroed(FILL_BLOCKS);
+                let mut at = 0;
+                while at < size {
+                    let piece = (size - at).min(to_u64(zeros.len_bytes()));
+                    let bytes = &zeros.as_bytes()[..crate::units::to_usize(piece)];
+                    at += to_u64(rustix::io::retry_on_intr(|| {
+                        rustix::io::pwrite(&self.fd, bytes, at)
+                    })?);
+                }
+            }
+        }
+        rustix::fs::fsync(&self.fd).map_err(Into::into)
+    }
+}
+
+impl fmt::Display for PoolFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.block_device { "block device" } else { "pool file" };
+        write!(f, "{kind} {}", self.path.display())
+    }
+}
+
+fn open_flags() -> OFlags {
+    OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC
+}
+
+fn open_error(path: &Path, error: rustix::io::Errno) -> Error {
+    use rustix::io::Errno;
+    let path = path.display();
+    match error {
+        Errno::NOENT => Error::new(ErrorKind::NotFound, format!("{path} does not exist")),
+        Errno::EXIST => Error::new(
+            ErrorKind::Exists,
+            format!("{path} already exists; choose another path, or format it explicitly"),
+        ),
+        Errno::WOULDBLOCK | Errno::BUSY => Error::new(
+            ErrorKind::Busy,
+            format!("{path} is in use by another process; stop that first"),
+        ),
+        Errno::INVAL => Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "{path} cannot be opened for direct I/O; put the pool on a file system that has \
+                 it (ext4, xfs, btrfs) or on a block device"
+            ),
+        ),
+        error => Error::io(format!("opening of {path}"), error.into()),
+    }
+}
+
+/// Makes the name of a new file durable.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(parent, flags, Mode::empty())?;
+    rustix::fs::fsync(&directory).map_err(Into::into)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+use std::time::Duration;
+
+use super::*;
+use crate::disk::executor::Executor;
+use crate::disk::reactor::ReactorDriver;
+use crate::units::{BLOCK_SIZE, to_usize};
+
+fn executor() -> Executor<ReactorDriver> {
+    Executor::with_spin(ReactorDriver::new().unwrap(), Duration::from_micros(50))
+}
+
+fn new_pool(blocks: u64, allocate: Allocate) -> (tempfile::TempDir, Arc<PoolFile>) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = PoolFile::create(&directory.path().join("pool"), blocks * BLOCK_BYTES, allocate);
+    (directory, Arc::new(file.unwrap()))
+}
+
+fn filled(byte: u8, blocks: usize) -> Buf {
+    let mut buf = Buf::new(blocks);
+    buf.as_mut_bytes().fill(byte);
+    buf
+}
+
+#[test]
+fn reads_what_was_written() {
+    let (_directory, file) = new_pool(16, Allocate::Sparse);
+    executor().block_on(async {
+        let disk = file.disk();
+        assert_eq!(disk.len_bytes(), 16 * BLOCK_BYTES);
+        disk.write(BlockNo::new(2), vec![filled(1, 1), filled(2, 2)]).await.unwrap();
+        disk.sync().await.unwrap();
+        let (buf, result) = disk.read(BlockNo::new(1), Buf::new(5)).await;
+        result.unwrap();
+        let firsts: Vec<u8> = buf.iter_blocks().map(|block| block[0]).collect();
+        assert_eq!(firsts, [0, 1, 2, 2, 0]);
+        disk.discard(BlockNo::new(3), 1).await.unwrap();
+        let (buf, result) = disk.read(BlockNo::new(3), Buf::new(2)).await;
+        result.unwrap();
+        assert_eq!([buf.as_bytes()[0], buf.as_bytes()[BLOCK_SIZE]], [0, 2]);
+    });
+}
+
+#[test]
+fn refuses_what_is_outside() {
+    let (_directory, file) = new_pool(4, Allocate::Sparse);
+    executor().block_on(async {
+        let disk = file.disk();
+        let (_, result) = disk.read(BlockNo::new(3), Buf::new(2)).await;
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Invalid);
+        let far = BlockNo::new(u64::MAX);
+        let error = disk.write(far, vec![filled(1, 1)]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(disk.discard(BlockNo::new(1), u64::MAX).await.is_err());
+        disk.extend(8 * BLOCK_BYTES).await.unwrap();
+        disk.extend(BLOCK_BYTES).await.unwrap();
+        assert_eq!(disk.len_bytes(), 8 * BLOCK_BYTES, "never made shorter");
+        disk.write(BlockNo::new(7), vec![filled(1, 1)]).await.unwrap();
+    });
+}
+
+#[test]
+fn locked_against_a_second_open_for_as_long_as_any_handle_lives() {
+    let (_directory, file) = new_pool(4, Allocate::Sparse);
+    let path = file.path().to_owned();
+    assert_eq!(PoolFile::open(&path).unwrap_err().kind(), ErrorKind::Busy);
+    let ring = file.map_ring(0, BLOCK_SIZE).unwrap();
+    drop(file);
+    assert_eq!(PoolFile::open(&path).unwrap_err().kind(), ErrorKind::Busy);
+    drop(ring);
+    assert_eq!(PoolFile::open(&path).unwrap().len_bytes(), 4 * BLOCK_BYTES);
+}
+
+#[test]
+fn never_overwrites_and_leaves_nothing_half_made() {
+    let (directory, file) = new_pool(4, Allocate::Write);
+    let error = PoolFile::create(file.path(), BLOCK_BYTES, Allocate::Sparse).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Exists);
+    assert_eq!(file.len_bytes(), 4 * BLOCK_BYTES);
+    let other = directory.path().join("other");
+    assert!(PoolFile::create(&other, 1000, Allocate::Sparse).is_err());
+    // More than the host has: refused, and the file is gone again.
+    assert!(PoolFile::create(&other, POOL_BYTES_MAX, Allocate::Reserve).is_err());
+    assert_eq!(PoolFile::open(&other).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(PoolFile::open(directory.path()).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn space_set_aside_is_set_aside_for_growth_too() {
+    let (_directory, file) = new_pool(600, Allocate::Write);
+    let allocated = || rustix::fs::fstat(file.fd()).unwrap().st_blocks * 512;
+    assert!(allocated() >= 600 * 4096);
+    file.extend(1200 * BLOCK_BYTES).unwrap();
+    assert!(allocated() >= 1200 * 4096);
+    let (_directory, sparse) = new_pool(600, Allocate::Sparse);
+    sparse.extend(1200 * BLOCK_BYTES).unwrap();
+    assert!(rustix::fs::fstat(sparse.fd()).unwrap().st_blocks < 100);
+}
+
+#[test]
+fn the_disk_sees_what_the_ring_stores() {
+    let (_directory, file) = new_pool(64, Allocate::Write);
+    let len = 16 * BLOCK_SIZE;
+    let mut ring = file.map_ring(8 * BLOCK_BYTES, len).unwrap();
+    assert_eq!(ring.len_bytes(), len);
+    executor().block_on(async {
+        let disk = file.disk();
+        for lap in 1..4_u8 {
+            for window in 0..4 {
+                let at = window * 4 * BLOCK_SIZE;
+                ring.prepare(at, 4 * BLOCK_SIZE).unwrap();
+                ring.store(at + 100, &[lap; 3 * BLOCK_SIZE]);
+                disk.sync().await.unwrap();
+                let block = 8 + 4 * window;
+                let (buf, result) =
+                    disk.read(BlockNo::new(u64::try_from(block).unwrap()), Buf::new(4)).await;
+                result.unwrap();
+                assert!(buf.as_bytes()[100..100 + 3 * BLOCK_SIZE].iter().all(|&b| b == lap));
+                assert_eq!(buf.as_bytes()[99], 0);
+            }
+        }
+        // The last window is shorter.
+        ring.prepare(len - 100, 100).unwrap();
+        ring.store(len - 100, &[9; 100]);
+    });
+    assert!(file.map_ring(60 * BLOCK_BYTES, 5 * BLOCK_SIZE).is_err());
+    assert!(file.map_ring(100, BLOCK_SIZE).is_err());
+    assert!(file.map_ring(u64::MAX - 4095, to_usize(BLOCK_BYTES)).is_err());
+}
