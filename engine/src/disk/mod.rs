@@ -11,6 +11,8 @@ pub mod file;
 pub mod mapped;
 pub mod park;
 pub mod reactor;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
 pub mod uring;
 
 use std::future::Future;
