@@ -14,10 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 
-use super::blocking::BlockingDisk;
 use super::mapped::MappedRing;
 use super::uring::UringDisk;
-use super::{Buf, Disk, RingMemory, reactor};
+use super::{Buf, Disk, RingMemory};
 use crate::error::{Error, ErrorKind, Result};
 
 use crate::limits::POOL_BYTES_MAX;
@@ -121,16 +120,10 @@ impl PoolFile {
         })
     }
 
-    /// A [`Disk`] for the calling thread: on the thread's ring if it has one, else by system calls
-    /// that block it.
+    /// A [`Disk`] for the calling thread, on the thread's ring.
     #[must_use]
     pub fn disk(self: &Arc<Self>) -> Rc<dyn Disk> {
-        let file = Arc::clone(self);
-        if reactor::is_here() {
-            Rc::new(UringDisk::new(file))
-        } else {
-            Rc::new(BlockingDisk::new(file))
-        }
+        Rc::new(UringDisk::new(Arc::clone(self)))
     }
 
     /// Maps the journal's ring, `len` bytes at `offset`.

@@ -16,6 +16,8 @@ use crate::disk::LocalFuture;
 use crate::error::{Error, ErrorKind, Result};
 
 pub mod nbd;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 /// A volume that was opened for one connection.
 pub struct Export {

@@ -4,7 +4,7 @@
 //! ```text
 //!            bytes                               Open(name), List
 //! client --------------> step() --> Action ----------------------------> caller
-//!        <-------------- out    <-- opened(), listed() <---------------- answers
+//!        <-------------- out    <-- opened(), put_listed() <------------ answers
 //!
 //! ClientFlags -> Options -> (GO, EXPORT_NAME) -> transmission
 //!                  ^  |
@@ -54,7 +54,7 @@ pub enum Action {
     Read,
     /// Open this export and call [`Handshake::opened`].
     Open(String),
-    /// Call [`Handshake::listed`] with the names of the exports.
+    /// Answer with [`put_listed`] for each export, then [`put_list_end`].
     List,
     /// Send what is in `out`, run the TLS handshake, continue with [`Handshake::after_tls`].
     StartTls,
@@ -331,15 +331,6 @@ impl Handshake {
         Some(Action::Open(name))
     }
 
-    /// The names of the exports, in answer to [`Action::List`].
-    pub fn listed<'n>(&mut self, names: impl IntoIterator<Item = &'n str>, out: &mut Vec<u8>) {
-        for name in names {
-            let length = to_u32(to_u64(name.len())).to_be_bytes();
-            answer(out, option::LIST, reply::SERVER, &[&length, name.as_bytes()]);
-        }
-        answer(out, option::LIST, reply::ACK, &[]);
-    }
-
     /// The export asked for by [`Action::Open`], or `None` when there is none of that name.
     pub fn opened(&mut self, export: Option<&Facts<'_>>, out: &mut Vec<u8>) -> Opened {
         let Some((name, pending)) = self.pending.take() else { return Opened::Close };
@@ -405,6 +396,17 @@ impl Pending {
             Self::ListContext { .. } => option::LIST_META_CONTEXT,
         }
     }
+}
+
+/// One export's name, in answer to [`Action::List`].
+pub fn put_listed(name: &str, out: &mut Vec<u8>) {
+    let length = to_u32(to_u64(name.len())).to_be_bytes();
+    answer(out, option::LIST, reply::SERVER, &[&length, name.as_bytes()]);
+}
+
+/// The end of the list of exports.
+pub fn put_list_end(out: &mut Vec<u8>) {
+    answer(out, option::LIST, reply::ACK, &[]);
 }
 
 fn transmission_flags(facts: &Facts<'_>, negotiated: Negotiated) -> u16 {

@@ -160,7 +160,9 @@ fn list_names_every_export() {
     let mut out = Vec::new();
     let input = opt(option::LIST, &[]);
     assert_eq!(handshake.step(&input, &mut out), (input.len(), Action::List));
-    handshake.listed(["a", "bc"], &mut out);
+    put_listed("a", &mut out);
+    put_listed("bc", &mut out);
+    put_list_end(&mut out);
     let expected = [
         (option::LIST, reply::SERVER, b"\0\0\0\x01a".to_vec()),
         (option::LIST, reply::SERVER, b"\0\0\0\x02bc".to_vec()),

@@ -1,13 +1,14 @@
-//! Replies as they leave: a small head and a body that is sent from where it lies.
+//! Replies as they leave: heads gathered in vectors, the data of reads sent from where it lies.
 //!
 //! ```text
 //! simple       [ magic | error | cookie ]                                  [ data ]
 //! structured   [ magic | flags | type | cookie | length ][ offset, id .. ] [ data, extents, text ]
-//!              '------------------- head ------------------------------'  '-------- body -------'
+//!
+//! Replies      Bytes(head head head) Buf(data) Bytes(head head) Buf(data) ..   one sendmsg
 //! ```
 //!
 //! With structured replies on, reads, block status and errors use them; other successes stay
-//! simple, as the protocol allows. Every reply is one piece: the server never fragments a read,
+//! simple, as the protocol allows. Every reply is one chunk: the server never fragments a read,
 //! so `DF` costs nothing.
 
 use zerocopy::IntoBytes;
@@ -18,87 +19,79 @@ use super::proto::{
     SIMPLE_REPLY_MAGIC, STATE_HOLE, STATE_ZERO, SimpleReply, WireError, chunk,
 };
 use crate::device::{MappedRun, ReadData};
+use crate::disk::reactor::SendPart;
 use crate::units::{to_u32, to_u64};
 
-/// Longest head: a chunk header and an offset.
-const HEAD_BYTES_MAX: usize = size_of::<ChunkHeader>() + size_of::<u64>();
 /// Bytes of an error's text.
 const TEXT_BYTES_MAX: usize = 256;
+/// Room for the heads that a batch usually holds.
+const HEADS_BYTES: usize = 32 * size_of::<SimpleReply>();
 
-enum Body {
-    None,
-    Data(ReadData),
-    Bytes(Vec<u8>),
+/// Replies that leave together.
+pub struct Replies {
+    negotiated: Negotiated,
+    parts: Vec<SendPart>,
 }
 
-/// One reply.
-pub struct Reply {
-    head: [u8; HEAD_BYTES_MAX],
-    head_len: usize,
-    body: Body,
-}
+impl Replies {
+    /// No replies yet.
+    #[must_use]
+    pub const fn new(negotiated: Negotiated) -> Self {
+        Self { negotiated, parts: Vec::new() }
+    }
 
-impl Reply {
-    fn new(parts: &[&[u8]], body: Body) -> Self {
-        let mut head = [0; HEAD_BYTES_MAX];
-        let mut head_len = 0;
-        for part in parts {
-            head[head_len..head_len + part.len()].copy_from_slice(part);
-            head_len += part.len();
-        }
-        Self { head, head_len, body }
+    /// Whether there is nothing to send.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// What there is to send; nothing is left.
+    pub fn take(&mut self) -> Vec<SendPart> {
+        std::mem::take(&mut self.parts)
     }
 
     /// Success without data.
-    #[must_use]
-    pub fn done(cookie: u64) -> Self {
-        Self::simple(cookie, 0, Body::None)
-    }
-
-    fn simple(cookie: u64, error: u32, body: Body) -> Self {
-        let header = SimpleReply {
-            magic: SIMPLE_REPLY_MAGIC.into(),
-            error: error.into(),
-            cookie: cookie.into(),
-        };
-        Self::new(&[header.as_bytes()], body)
+    pub fn done(&mut self, cookie: u64) {
+        self.simple(cookie, 0);
     }
 
     /// Failure; the text is for people and only structured replies carry it.
-    #[must_use]
-    pub fn error(negotiated: Negotiated, cookie: u64, error: WireError, text: &str) -> Self {
-        if !negotiated.structured {
-            return Self::simple(cookie, error.code(), Body::None);
+    pub fn error(&mut self, cookie: u64, error: WireError, text: &str) {
+        if !self.negotiated.structured {
+            return self.simple(cookie, error.code());
         }
         let text = &text.as_bytes()[..text.len().min(TEXT_BYTES_MAX)];
         let text_length = u16::try_from(text.len()).unwrap_or_default();
         let content = ChunkError { error: error.code().into(), text_length: text_length.into() };
-        let header = chunk_header(cookie, chunk::ERROR, size_of::<ChunkError>() + text.len());
-        Self::new(&[header.as_bytes(), content.as_bytes()], Body::Bytes(text.to_vec()))
+        self.chunk(cookie, chunk::ERROR, size_of::<ChunkError>() + text.len());
+        self.put(content.as_bytes());
+        self.put(text);
     }
 
     /// The data of a read at `offset`.
-    #[must_use]
-    pub fn data(negotiated: Negotiated, cookie: u64, offset: u64, data: ReadData) -> Self {
-        if !negotiated.structured {
-            return Self::simple(cookie, 0, Body::Data(data));
+    pub fn data(&mut self, cookie: u64, offset: u64, data: ReadData) {
+        if self.negotiated.structured {
+            self.chunk(cookie, chunk::OFFSET_DATA, size_of::<u64>() + data.len);
+            self.put(&offset.to_be_bytes());
+        } else {
+            self.simple(cookie, 0);
         }
-        let header = chunk_header(cookie, chunk::OFFSET_DATA, size_of::<u64>() + data.len);
-        Self::new(&[header.as_bytes(), &offset.to_be_bytes()], Body::Data(data))
+        let range = data.start..data.start + data.len;
+        self.parts.push(SendPart::Buf { buf: data.buf, range });
     }
 
     /// An empty read.
-    #[must_use]
-    pub fn no_data(negotiated: Negotiated, cookie: u64) -> Self {
-        if !negotiated.structured {
-            return Self::done(cookie);
+    pub fn no_data(&mut self, cookie: u64) {
+        if self.negotiated.structured {
+            self.chunk(cookie, chunk::NONE, 0);
+        } else {
+            self.simple(cookie, 0);
         }
-        Self::new(&[chunk_header(cookie, chunk::NONE, 0).as_bytes()], Body::None)
     }
 
     /// The extents of `[offset, offset + len)`, clipped to it; neighbours of one kind are one.
-    #[must_use]
-    pub fn extents(cookie: u64, offset: u64, len: u32, runs: &[MappedRun]) -> Self {
+    pub fn extents(&mut self, cookie: u64, offset: u64, len: u32, runs: &[MappedRun]) {
         let end = offset.saturating_add(len.into());
         let mut extents: Vec<(u64, u32)> = Vec::with_capacity(runs.len());
         for run in runs {
@@ -111,42 +104,43 @@ impl Reply {
                 _ => extents.push((to - from, state)),
             }
         }
-        let mut bytes = Vec::with_capacity(extents.len() * size_of::<Extent>());
+        let length = size_of::<u32>() + extents.len() * size_of::<Extent>();
+        self.chunk(cookie, chunk::BLOCK_STATUS, length);
+        self.put(&CONTEXT_ALLOCATION_ID.to_be_bytes());
         for (length, state) in extents {
             let extent = Extent { length: to_u32(length).into(), state: state.into() };
-            bytes.extend_from_slice(extent.as_bytes());
+            self.put(extent.as_bytes());
         }
-        let length = size_of::<u32>() + bytes.len();
-        let header = chunk_header(cookie, chunk::BLOCK_STATUS, length);
-        let id = CONTEXT_ALLOCATION_ID.to_be_bytes();
-        Self::new(&[header.as_bytes(), &id], Body::Bytes(bytes))
     }
 
-    /// Head and body as they go on the wire.
-    #[must_use]
-    pub fn parts(&self) -> [&[u8]; 2] {
-        let body: &[u8] = match &self.body {
-            Body::None => &[],
-            Body::Data(data) => data.bytes(),
-            Body::Bytes(bytes) => bytes,
+    fn simple(&mut self, cookie: u64, error: u32) {
+        let header = SimpleReply {
+            magic: SIMPLE_REPLY_MAGIC.into(),
+            error: error.into(),
+            cookie: cookie.into(),
         };
-        [&self.head[..self.head_len], body]
+        self.put(header.as_bytes());
     }
 
-    /// Bytes on the wire.
-    #[must_use]
-    pub fn len_bytes(&self) -> usize {
-        self.parts().iter().map(|part| part.len()).sum()
+    /// The head of the one and last chunk of a reply.
+    fn chunk(&mut self, cookie: u64, kind: u16, length: usize) {
+        let header = ChunkHeader {
+            magic: CHUNK_MAGIC.into(),
+            flags: CHUNK_DONE.into(),
+            kind: kind.into(),
+            cookie: cookie.into(),
+            length: to_u32(to_u64(length)).into(),
+        };
+        self.put(header.as_bytes());
     }
-}
 
-fn chunk_header(cookie: u64, kind: u16, length: usize) -> ChunkHeader {
-    ChunkHeader {
-        magic: CHUNK_MAGIC.into(),
-        flags: CHUNK_DONE.into(),
-        kind: kind.into(),
-        cookie: cookie.into(),
-        length: to_u32(to_u64(length)).into(),
+    fn put(&mut self, bytes: &[u8]) {
+        if let Some(SendPart::Bytes(last)) = self.parts.last_mut() {
+            return last.extend_from_slice(bytes);
+        }
+        let mut first = Vec::with_capacity(HEADS_BYTES);
+        first.extend_from_slice(bytes);
+        self.parts.push(SendPart::Bytes(first));
     }
 }
 
@@ -157,10 +151,13 @@ mod tests {
 
     const STRUCTURED: Negotiated = Negotiated { structured: true, allocation: true };
 
-    fn wire(reply: &Reply) -> Vec<u8> {
-        let bytes = reply.parts().concat();
-        assert_eq!(bytes.len(), reply.len_bytes());
-        bytes
+    fn wire(negotiated: Negotiated, put: impl FnOnce(&mut Replies)) -> Vec<u8> {
+        let mut replies = Replies::new(negotiated);
+        assert!(replies.is_empty());
+        put(&mut replies);
+        let parts = replies.take();
+        assert!(replies.is_empty());
+        parts.iter().flat_map(|part| part.bytes().to_vec()).collect()
     }
 
     fn run(offset: u64, len: u64, mapped: bool) -> MappedRun {
@@ -169,42 +166,51 @@ mod tests {
 
     #[test]
     fn simple_replies() {
+        let plain = Negotiated::default();
         let done = [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
-        assert_eq!(wire(&Reply::done(5)), done);
-        let refused = Reply::error(Negotiated::default(), 5, WireError::NoSpace, "full");
-        assert_eq!(wire(&refused)[4..8], [0, 0, 0, 28]);
-        assert_eq!(wire(&refused).len(), 16, "a simple reply has no text");
-        assert_eq!(wire(&Reply::no_data(Negotiated::default(), 5)), done);
+        assert_eq!(wire(plain, |r| r.done(5)), done);
+        assert_eq!(wire(plain, |r| r.no_data(5)), done);
+        let refused = wire(plain, |r| r.error(5, WireError::NoSpace, "full"));
+        assert_eq!(refused[4..8], [0, 0, 0, 28]);
+        assert_eq!(refused.len(), 16, "a simple reply has no text");
     }
 
     #[test]
-    fn data_is_the_part_asked_for() {
+    fn heads_are_gathered_and_data_is_not_copied() {
+        let mut replies = Replies::new(STRUCTURED);
         let mut buf = Buf::zeroed(1);
         buf.as_mut_bytes()[512..1024].fill(7);
-        let data = ReadData { buf, start: 512, len: 512 };
-        let bytes = wire(&Reply::data(STRUCTURED, 5, 4608, data));
-        assert_eq!(bytes[..8], [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 1]);
-        assert_eq!(bytes[16..20], 520_u32.to_be_bytes());
-        assert_eq!(bytes[20..28], 4608_u64.to_be_bytes());
-        assert_eq!(bytes[28..], [7; 512]);
-        let empty = wire(&Reply::no_data(STRUCTURED, 5));
-        assert_eq!(empty[4..8], [0, 1, 0, 0]);
-        assert_eq!(empty.len(), 20);
+        let address = buf.as_bytes()[512..].as_ptr();
+        replies.done(1);
+        replies.done(2);
+        replies.data(5, 4608, ReadData { buf, start: 512, len: 512 });
+        replies.done(3);
+        let parts = replies.take();
+        assert_eq!(parts.len(), 3);
+        let head = &parts[0].bytes()[32..];
+        assert_eq!(head[..8], [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 1]);
+        assert_eq!(head[16..20], 520_u32.to_be_bytes());
+        assert_eq!(head[20..], 4608_u64.to_be_bytes());
+        assert_eq!(parts[1].bytes(), [7; 512]);
+        assert_eq!(parts[1].bytes().as_ptr(), address);
     }
 
     #[test]
-    fn errors_carry_a_bounded_text() {
+    fn structured_replies() {
+        let empty = wire(STRUCTURED, |r| r.no_data(5));
+        assert_eq!(empty[4..8], [0, 1, 0, 0]);
+        assert_eq!(empty.len(), 20);
         let long = "x".repeat(5000);
-        let bytes = wire(&Reply::error(STRUCTURED, 5, WireError::Io, &long));
-        assert_eq!(bytes[4..8], [0, 1, 0x80, 1]);
-        assert_eq!(bytes[20..24], [0, 0, 0, 5]);
-        assert_eq!(bytes.len(), 20 + 6 + TEXT_BYTES_MAX);
+        let error = wire(STRUCTURED, |r| r.error(5, WireError::Io, &long));
+        assert_eq!(error[4..8], [0, 1, 0x80, 1]);
+        assert_eq!(error[20..24], [0, 0, 0, 5]);
+        assert_eq!(error.len(), 20 + 6 + TEXT_BYTES_MAX, "the text is bounded");
     }
 
     #[test]
     fn extents_are_clipped_and_merged() {
         let runs = [run(0, 8192, true), run(8192, 4096, true), run(12288, 1 << 40, false)];
-        let bytes = wire(&Reply::extents(5, 4096, 16384, &runs));
+        let bytes = wire(STRUCTURED, |r| r.extents(5, 4096, 16384, &runs));
         assert_eq!(bytes[20..24], CONTEXT_ALLOCATION_ID.to_be_bytes());
         let expected = [[0, 0, 0x20, 0], [0, 0, 0, 0], [0, 0, 0x20, 0], [0, 0, 0, 3]].concat();
         assert_eq!(bytes[24..], expected);

@@ -50,6 +50,17 @@ pub enum Broken {
     Payload,
 }
 
+impl Broken {
+    /// For the log.
+    #[must_use]
+    pub const fn what(self) -> &'static str {
+        match self {
+            Self::Magic => "the magic of a request is wrong",
+            Self::Payload => "the payload of a write is beyond all bounds",
+        }
+    }
+}
+
 /// What an export is at the moment of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
