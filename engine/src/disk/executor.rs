@@ -56,6 +56,11 @@ pub trait Driver {
     /// Submits what is queued, then blocks until something completes or somebody unparks.
     fn park(&mut self) -> Parked;
 
+    /// Whether nothing will ever complete again. The executor then polls no more tasks.
+    fn halted(&self) -> bool {
+        false
+    }
+
     /// The handle that ends a `park` from any thread.
     fn unparker(&self) -> Arc<dyn Unpark>;
 }
@@ -316,13 +321,18 @@ impl<D: Driver> Executor<D> {
         let mut context = Context::from_waker(&waker);
         loop {
             while let Some(id) = self.turn.pop_front() {
+                let mut polled = Poll::Pending;
                 if id == main.id {
                     main.queued.swap(false, Ordering::AcqRel);
-                    if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
-                        return Some(output);
-                    }
+                    polled = future.as_mut().poll(&mut context);
                 } else {
                     self.local.poll_task(id);
+                }
+                if self.driver.halted() {
+                    return None;
+                }
+                if let Poll::Ready(output) = polled {
+                    return Some(output);
                 }
             }
             self.turns_since_poll += 1;

@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 
+use super::blocking::BlockingDisk;
 use super::mapped::MappedRing;
 use super::uring::UringDisk;
-use super::{Buf, Disk, RingMemory};
+use super::{Buf, Disk, RingMemory, reactor};
 use crate::error::{Error, ErrorKind, Result};
 
 use crate::limits::POOL_BYTES_MAX;
@@ -120,10 +121,16 @@ impl PoolFile {
         })
     }
 
-    /// A [`Disk`] for the calling thread, on the thread's ring.
+    /// A [`Disk`] for the calling thread: on the thread's ring if it has one, else by system calls
+    /// that block it.
     #[must_use]
     pub fn disk(self: &Arc<Self>) -> Rc<dyn Disk> {
-        Rc::new(UringDisk::new(Arc::clone(self)))
+        let file = Arc::clone(self);
+        if reactor::is_here() {
+            Rc::new(UringDisk::new(file))
+        } else {
+            Rc::new(BlockingDisk::new(file))
+        }
     }
 
     /// Maps the journal's ring, `len` bytes at `offset`.

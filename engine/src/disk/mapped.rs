@@ -76,6 +76,19 @@ impl MappedRing {
         }
     }
 
+    /// Lets the kernel read the bytes after the window in the background, for the next window.
+    fn read_ahead(&self, offset: usize, len: usize) {
+        let len = len.min(self.memory.len() - offset);
+        if len == 0 {
+            return;
+        }
+        let start = self.at(offset).cast();
+        // SAFETY: the range is inside our mapping, and reading ahead changes no byte of it.
+        let asked = unsafe { rustix::mm::madvise(start, len, Advice::WillNeed) };
+        // Only an advice: without it the next window waits for the disk.
+        let _ignored = asked;
+    }
+
     fn lock(&mut self, offset: usize, len: usize) -> io::Result<()> {
         let start = self.at(offset).cast();
         // SAFETY: the range is inside our mapping (checked by the caller); locking changes no byte.
@@ -123,6 +136,7 @@ impl RingMemory for MappedRing {
         self.populate(start, len)
             .and_then(|()| self.lock(start, len))
             .map_err(|e| Error::io(format!("journal window of {len} bytes at {start}"), e))?;
+        self.read_ahead(start + len, len);
         // After the new window is locked, so that pages in both stay all the time.
         for (from, to) in before.into_iter().flat_map(|window| outside(window, (start, len))) {
             let from_address = self.at(from).cast();

@@ -5,12 +5,17 @@
 //! Buffers go in by value and come back, so that a dropped future can never leave the kernel with
 //! a pointer into freed memory.
 
+pub mod blocking;
 pub mod buffer;
 pub mod executor;
 pub mod file;
 pub mod mapped;
+#[cfg(any(test, feature = "testing"))]
+pub mod mem;
 pub mod park;
 pub mod reactor;
+#[cfg(any(test, feature = "testing"))]
+pub mod sim;
 pub mod uring;
 
 use std::future::Future;

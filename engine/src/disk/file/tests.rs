@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::disk::executor::Executor;
+use crate::disk::park::ThreadDriver;
 use crate::disk::reactor::ReactorDriver;
 use crate::units::{BLOCK_SIZE, to_usize};
 
@@ -23,10 +24,20 @@ fn filled(byte: u8, blocks: usize) -> Buf {
 
 #[test]
 fn reads_what_was_written() {
-    let (_directory, file) = new_pool(16, Allocate::Sparse);
-    executor().block_on(async {
+    executor().block_on(reads_and_writes());
+}
+
+#[test]
+fn works_without_a_ring() {
+    assert!(!reactor::is_here());
+    Executor::new(ThreadDriver::new()).block_on(reads_and_writes());
+}
+
+async fn reads_and_writes() {
+    let (_directory, file) = new_pool(3000, Allocate::Sparse);
+    {
         let disk = file.disk();
-        assert_eq!(disk.len_bytes(), 16 * BLOCK_BYTES);
+        assert_eq!(disk.len_bytes(), 3000 * BLOCK_BYTES);
         disk.write(BlockNo::new(2), vec![filled(1, 1), filled(2, 2)]).await.unwrap();
         disk.sync().await.unwrap();
         let (buf, result) = disk.read(BlockNo::new(1), Buf::new(5)).await;
@@ -37,7 +48,16 @@ fn reads_what_was_written() {
         let (buf, result) = disk.read(BlockNo::new(3), Buf::new(2)).await;
         result.unwrap();
         assert_eq!([buf.as_bytes()[0], buf.as_bytes()[BLOCK_SIZE]], [0, 2]);
-    });
+        // More buffers than one call takes.
+        let many = (0..1100_usize).map(|n| filled(n.to_le_bytes()[0], 1 + n % 2)).collect();
+        disk.write(BlockNo::new(16), many).await.unwrap();
+        let (buf, result) = disk.read(BlockNo::new(16), Buf::new(1650)).await;
+        result.unwrap();
+        let expected = (0..1100_usize).flat_map(|n| vec![n.to_le_bytes()[0]; 1 + n % 2]);
+        assert!(buf.iter_blocks().map(|block| block[4095]).eq(expected));
+        let (_, result) = disk.read(BlockNo::new(2999), Buf::new(2)).await;
+        assert!(result.is_err());
+    }
 }
 
 #[test]

@@ -1,0 +1,230 @@
+//! What is left on the disk after the power has failed, or after the process was killed.
+//!
+//! ```text
+//!   durable image                      what a sync has covered
+//!   + pieces, oldest first             each landed or not, whole or in part, by the plan
+//!   = image after the cut
+//! ```
+//! A piece is a write to one block, or a store to one block of the journal's ring, that no sync
+//! has covered. The ring's block is kept as it was after each store, because the kernel may write
+//! such a page back at any time.
+
+use std::sync::Arc;
+
+use super::image::{ALL_SECTORS, Bytes, Image, SECTOR_SIZE, SECTORS, SectorMask, sectors};
+use super::rng::Rng;
+
+/// A write to (a part of) one block that is not durable yet.
+#[derive(Clone)]
+pub(super) struct Piece {
+    /// The write that it is a part of.
+    pub(super) write: u64,
+    pub(super) block: u64,
+    /// `None` is zeros.
+    pub(super) content: Option<Arc<Bytes>>,
+    /// The sectors that are written.
+    pub(super) mask: SectorMask,
+    pub(super) stage: Stage,
+}
+
+/// How far a piece has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The device has not answered.
+    InFlight,
+    /// The device has taken it, but nobody has heard so yet.
+    Completed,
+    /// Whoever wrote it knows, since this moment: a sync asked for later covers it.
+    Delivered(u64),
+    /// A sync that covered it has failed: it may be on the disk or not, and no later sync helps.
+    Orphaned,
+}
+
+/// What counts as one thing that lands or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grain {
+    /// A sector of 512 bytes of a write.
+    Sector,
+    /// A block of a write, or what one store changed in one block of the ring.
+    Block,
+}
+
+/// Which of the pieces that no sync has covered survive the power loss. Numbers count the things
+/// of a [`Grain`] in the order in which they were written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CutPlan {
+    /// None.
+    KeepNone,
+    /// All.
+    KeepAll,
+    /// The first so many.
+    Prefix(Grain, usize),
+    /// This one.
+    OnlyOne(Grain, usize),
+    /// All but this one.
+    AllBut(Grain, usize),
+    /// Those whose bit is set (the first 64; the others do not survive).
+    Mask(Grain, u64),
+    /// Chosen by a seed; a block whole, not at all, or some sectors of it.
+    Subset(u64),
+    /// As `Subset`, and some sectors are partly old, or partly or wholly garbage.
+    Torn(u64),
+    /// As `Subset`, and some blocks that the device was just writing are wholly garbage.
+    Garbled(u64),
+}
+
+/// Things of a grain in `pieces`.
+pub(super) fn count(pieces: &[Piece], grain: Grain) -> usize {
+    match grain {
+        Grain::Block => pieces.len(),
+        Grain::Sector => pieces.iter().map(|piece| sectors(piece.mask).count()).sum(),
+    }
+}
+
+/// The durable image with those of the pieces on it that the plan lets survive. A growth of the
+/// file that no sync has covered survives if everything does, or if something beyond the old end
+/// does.
+pub(super) fn apply(durable: &Image, pieces: &[Piece], len_blocks: u64, plan: CutPlan) -> Image {
+    let mut image = durable.clone();
+    match plan {
+        CutPlan::KeepNone => {}
+        CutPlan::KeepAll => {
+            image.extend(len_blocks);
+            keep(&mut image, pieces, Grain::Block, |_| true);
+        }
+        CutPlan::Prefix(grain, n) => keep(&mut image, pieces, grain, |i| i < n),
+        CutPlan::OnlyOne(grain, n) => keep(&mut image, pieces, grain, |i| i == n),
+        CutPlan::AllBut(grain, n) => keep(&mut image, pieces, grain, |i| i != n),
+        CutPlan::Mask(grain, bits) => {
+            keep(&mut image, pieces, grain, |i| i < 64 && bits >> i & 1 == 1);
+        }
+        CutPlan::Subset(seed) => choose(&mut image, pieces, &mut Rng::new(seed), Damage::None),
+        CutPlan::Torn(seed) => choose(&mut image, pieces, &mut Rng::new(seed), Damage::Sectors),
+        CutPlan::Garbled(seed) => choose(&mut image, pieces, &mut Rng::new(seed), Damage::Blocks),
+    }
+    image
+}
+
+fn keep(image: &mut Image, pieces: &[Piece], grain: Grain, survives: impl Fn(usize) -> bool) {
+    let mut next = 0;
+    let mut decide = || {
+        next += 1;
+        survives(next - 1)
+    };
+    for piece in pieces {
+        let mask = match grain {
+            Grain::Block => piece.mask * u8::from(decide()),
+            Grain::Sector => (0..SECTORS)
+                .map(|sector| piece.mask & (1 << sector))
+                .filter(|bit| *bit != 0 && decide())
+                .fold(0, |mask, bit| mask | bit),
+        };
+        if mask != 0 {
+            image.extend(piece.block + 1);
+            image.set_sectors(piece.block, piece.content.as_ref(), mask);
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Damage {
+    None,
+    Sectors,
+    Blocks,
+}
+
+/// A random survival. The inclination to land is itself chosen, so that nearly nothing, about half
+/// and nearly everything all happen; pieces of one write mostly share their fate.
+fn choose(image: &mut Image, pieces: &[Piece], rng: &mut Rng, damage: Damage) {
+    let inclination = [1, 4, 8, 12, 15][usize::from(rng.bits().to_le_bytes()[0] % 5)];
+    let tears = if rng.chance(8) { rng.below(6) } else { 0 };
+    let together = rng.chance(8);
+    let mut write_lands = (u64::MAX, false);
+    for piece in pieces {
+        if write_lands.0 != piece.write {
+            write_lands = (piece.write, rng.chance(inclination));
+        }
+        let lands = if together { write_lands.1 } else { rng.chance(inclination) };
+        let in_flight = piece.stage == Stage::InFlight;
+        if lands {
+            image.extend(piece.block + 1);
+        } else if piece.block >= image.len_blocks() {
+            continue;
+        }
+        if damage == Damage::Blocks && in_flight && rng.chance(8) {
+            garble(image.block_mut(piece.block), rng);
+        } else if rng.chance(tears) || (damage == Damage::Sectors && rng.chance(4)) {
+            let some = piece.mask & rng.bits().to_le_bytes()[0];
+            image.set_sectors(piece.block, piece.content.as_ref(), some);
+            if damage == Damage::Sectors {
+                tear_sectors(image, piece, piece.mask & !some, rng);
+            }
+        } else if lands {
+            image.set_sectors(piece.block, piece.content.as_ref(), piece.mask);
+        }
+    }
+}
+
+/// Sectors that did not land whole: a quarter stays old, in the others the left part, the right
+/// part or all of the sector becomes new bytes or garbage (the distribution of FoundationDB).
+fn tear_sectors(image: &mut Image, piece: &Piece, mask: SectorMask, rng: &mut Rng) {
+    static ZEROS: Bytes = [0; SECTOR_SIZE * SECTORS];
+    let new = piece.content.as_ref().map_or(&ZEROS, |content| content);
+    let old = image.block_mut(piece.block);
+    for sector in sectors(mask) {
+        let border = sector.start + usize::from(rng.bits().to_le_bytes()[0]) * 2;
+        let part = match rng.below(4) {
+            0 => continue,
+            1 => sector.start..border,
+            2 => border..sector.end,
+            _ => sector,
+        };
+        if rng.chance(8) {
+            old[part.clone()].copy_from_slice(&new[part]);
+        } else {
+            garble(&mut old[part], rng);
+        }
+    }
+}
+
+fn garble(bytes: &mut [u8], rng: &mut Rng) {
+    for chunk in bytes.chunks_mut(8) {
+        let garbage = rng.bits().to_le_bytes();
+        chunk.copy_from_slice(&garbage[..chunk.len()]);
+    }
+}
+
+/// What a killed process leaves: all that the device has taken and all stores to the ring stay,
+/// still not durable; writes under way land or not.
+pub(super) fn after_kill(pieces: &[Piece], seed: u64) -> Vec<Piece> {
+    let mut rng = Rng::new(seed);
+    let mut left = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        let mut piece = piece.clone();
+        // Moments of the old life mean nothing in the next one: all of them are before it.
+        match piece.stage {
+            Stage::Orphaned => {}
+            Stage::Delivered(_) | Stage::Completed => piece.stage = Stage::Delivered(0),
+            Stage::InFlight => {
+                let mask = if rng.chance(8) { ALL_SECTORS } else { rng.bits().to_le_bytes()[0] };
+                if rng.chance(8) {
+                    continue;
+                }
+                piece.mask &= mask;
+                piece.stage = Stage::Delivered(0);
+            }
+        }
+        left.push(piece);
+    }
+    left
+}
+
+/// What a reader sees, who reads through the caches.
+pub(super) fn seen(durable: &Image, pieces: &[Piece], len_blocks: u64) -> Image {
+    let mut image = durable.clone();
+    image.extend(len_blocks);
+    for piece in pieces.iter().filter(|piece| piece.stage != Stage::InFlight) {
+        image.set_sectors(piece.block, piece.content.as_ref(), piece.mask);
+    }
+    image
+}

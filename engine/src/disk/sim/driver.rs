@@ -1,0 +1,477 @@
+//! The life of an I/O on a simulated disk.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use slab::Slab;
+
+use super::cut::{Piece, Stage};
+use super::fault::{Effect, FaultOp, Faults};
+use super::image::{ALL_SECTORS, Bytes, Image, touched};
+use super::rng::Rng;
+use super::{SimImage, SimOptions};
+use crate::disk::executor::{Driver, Parked, Unpark};
+use crate::disk::{Buf, Disk, LocalFuture};
+use crate::error::{Error, Result};
+use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
+
+/// A block that readers share with the disk; `None` is zeros.
+type Content = Option<Arc<Bytes>>;
+
+enum Work {
+    Read {
+        at: u64,
+        count: u64,
+    },
+    /// Also a discard. Its pieces have this number.
+    Write(u64),
+    Sync {
+        asked_at: u64,
+        len_blocks: u64,
+    },
+}
+
+enum Outcome {
+    Done(Vec<Content>),
+    Failed(i32),
+}
+
+enum Progress {
+    InFlight(Option<Waker>),
+    Over(Outcome),
+    /// Nobody waits for it any more.
+    Abandoned,
+}
+
+struct Op {
+    work: Work,
+    effect: Option<Effect>,
+    progress: Progress,
+}
+
+/// The disk.
+pub(super) struct State {
+    rng: Rng,
+    options: SimOptions,
+    pub(super) durable: Image,
+    /// What a read sees: durable and completed.
+    pub(super) current: Image,
+    /// What is not durable, in the order in which it was asked for.
+    pub(super) pieces: Vec<Piece>,
+    ops: Slab<Op>,
+    in_flight: Vec<usize>,
+    next_write: u64,
+    /// Orders deliveries and syncs. Moment 0 is before everything in this life.
+    now: u64,
+    pub(super) events: u64,
+    pub(super) cut_at: Option<u64>,
+    pub(super) halted: bool,
+    pub(super) faults: Faults,
+    pub(super) trace: u64,
+}
+
+impl State {
+    pub(super) fn new(image: SimImage, rng: Rng, options: SimOptions) -> Self {
+        let (durable, current, pieces) = image.into_parts();
+        Self {
+            rng,
+            options,
+            durable,
+            current,
+            next_write: pieces.iter().map(|piece| piece.write + 1).max().unwrap_or(0),
+            pieces,
+            ops: Slab::new(),
+            in_flight: Vec::new(),
+            now: 1,
+            events: 0,
+            cut_at: None,
+            halted: false,
+            faults: Faults::default(),
+            trace: 0,
+        }
+    }
+
+    pub(super) fn len_bytes(&self) -> u64 {
+        self.current.len_blocks() * BLOCK_BYTES
+    }
+
+    pub(super) const fn new_write(&mut self) -> u64 {
+        self.next_write += 1;
+        self.next_write - 1
+    }
+
+    const fn moment(&mut self) -> u64 {
+        self.now += 1;
+        self.now - 1
+    }
+
+    const fn note(&mut self, what: u64) {
+        self.trace = (self.trace ^ what).wrapping_mul(0x0000_0100_0000_01B3).rotate_left(17);
+    }
+
+    /// Counts an event; false if the power fails instead.
+    fn event(&mut self) -> bool {
+        if self.cut_at == Some(self.events) {
+            self.halted = true;
+        }
+        if !self.halted {
+            self.events += 1;
+        }
+        !self.halted
+    }
+
+    fn check_range(&self, at: BlockNo, blocks: u64) -> Result<()> {
+        let size = self.current.len_blocks();
+        match at.get().checked_add(blocks) {
+            Some(end) if end <= size => Ok(()),
+            _ => Err(Error::invalid(format!(
+                "{blocks} blocks at {at} are beyond the end of the simulated disk ({size} blocks)"
+            ))),
+        }
+    }
+
+    /// Changes the ring: seen at once, durable later.
+    pub(super) fn store(&mut self, write: u64, block: u64, from: usize, bytes: &[u8]) {
+        if self.halted {
+            return;
+        }
+        let to = from + bytes.len();
+        self.current.block_mut(block)[from..to].copy_from_slice(bytes);
+        let stage = Stage::Delivered(self.moment());
+        let content = self.current.shared(block).cloned();
+        self.note(u64::from(crate::crc::crc32(bytes)) << 16 ^ block);
+        self.pieces.push(Piece { write, block, content, mask: touched(from, to), stage });
+    }
+
+    fn submit(&mut self, op: FaultOp, work: Work) -> Option<usize> {
+        if self.halted || (op != FaultOp::Read && !self.event()) {
+            return None;
+        }
+        let effect = self.faults.next(op);
+        let key = self.ops.insert(Op { work, effect, progress: Progress::InFlight(None) });
+        self.in_flight.push(key);
+        Some(key)
+    }
+
+    /// Adds the blocks of a write that has been submitted.
+    fn add_pieces(&mut self, key: Option<usize>, at: u64, blocks: impl Iterator<Item = Content>) {
+        let Some(key) = key else { return };
+        let Op { work: Work::Write(write), effect, .. } = self.ops[key] else { return };
+        let at = if let Some(Effect::Misdirected { to }) = effect { to.get() } else { at };
+        for (block, content) in (at..).zip(blocks) {
+            let sum = content.as_ref().map_or(0, |content| crate::crc::crc32(&content[..]));
+            self.note(u64::from(sum) << 16 ^ block);
+            let stage = Stage::InFlight;
+            self.pieces.push(Piece { write, block, content, mask: ALL_SECTORS, stage });
+        }
+    }
+
+    /// Completes one I/O, or lets the power fail. Returns whom to wake.
+    fn complete_one(&mut self) -> Option<Waker> {
+        assert!(!self.in_flight.is_empty(), "deadlock: every task waits and no I/O is under way");
+        let chosen = if self.options.reorder {
+            crate::units::to_usize(self.rng.below(to_u64(self.in_flight.len())))
+        } else {
+            0
+        };
+        let key = self.in_flight[chosen];
+        if !matches!(self.ops[key].work, Work::Read { .. }) && !self.event() {
+            return None;
+        }
+        self.in_flight.remove(chosen);
+        self.note(to_u64(key));
+        let outcome = self.carry_out(key);
+        match std::mem::replace(&mut self.ops[key].progress, Progress::Over(outcome)) {
+            Progress::InFlight(waker) => waker,
+            Progress::Abandoned => {
+                self.take(key);
+                None
+            }
+            Progress::Over(_) => unreachable!("an operation completes once"),
+        }
+    }
+
+    fn carry_out(&mut self, key: usize) -> Outcome {
+        let Op { work, effect, .. } = &self.ops[key];
+        match (work, *effect) {
+            (Work::Read { .. }, Some(Effect::Error { errno, .. })) => Outcome::Failed(errno),
+            (&Work::Read { at, count }, effect) => {
+                let at = if let Some(Effect::Misdirected { to }) = effect { to.get() } else { at };
+                let blocks = (at..at + count).map(|block| self.current.shared(block).cloned());
+                Outcome::Done(blocks.collect())
+            }
+            (&Work::Write(write), effect) => {
+                let stage = match effect {
+                    Some(Effect::Lost | Effect::Error { landed: false, .. }) => None,
+                    Some(Effect::Error { landed: true, .. }) => Some(Stage::Orphaned),
+                    Some(Effect::Misdirected { .. }) | None => Some(Stage::Completed),
+                };
+                self.land(write, stage);
+                failure(effect)
+            }
+            (&Work::Sync { asked_at, len_blocks }, effect) => {
+                match effect {
+                    None | Some(Effect::Misdirected { .. }) => self.harden(asked_at, len_blocks),
+                    Some(Effect::Error { .. }) => self.orphan(asked_at),
+                    Some(Effect::Lost) => {}
+                }
+                failure(effect)
+            }
+        }
+    }
+
+    /// A write is over: its pieces are in the cache, or were never written.
+    fn land(&mut self, write: u64, stage: Option<Stage>) {
+        let Self { pieces, current, .. } = self;
+        pieces.retain_mut(|piece| {
+            if piece.write != write {
+                return true;
+            }
+            let Some(stage) = stage else { return false };
+            piece.stage = stage;
+            current.set_sectors(piece.block, piece.content.as_ref(), piece.mask);
+            true
+        });
+    }
+
+    /// Makes durable what was delivered before `asked_at`.
+    fn harden(&mut self, asked_at: u64, len_blocks: u64) {
+        let Self { pieces, durable, .. } = self;
+        durable.extend(len_blocks);
+        pieces.retain(|piece| {
+            let covered = matches!(piece.stage, Stage::Delivered(at) if at < asked_at);
+            if covered {
+                durable.set_sectors(piece.block, piece.content.as_ref(), piece.mask);
+            }
+            !covered
+        });
+    }
+
+    fn orphan(&mut self, asked_at: u64) {
+        for piece in &mut self.pieces {
+            if matches!(piece.stage, Stage::Delivered(at) if at < asked_at) {
+                piece.stage = Stage::Orphaned;
+            }
+        }
+    }
+
+    /// Hands the outcome over: from now on a sync covers what was written.
+    fn take(&mut self, key: usize) -> Option<Outcome> {
+        let op = self.ops.remove(key);
+        if let Work::Write(write) = op.work {
+            let delivered = Stage::Delivered(self.moment());
+            // The newest writes are at the end.
+            for piece in self.pieces.iter_mut().rev() {
+                if piece.write == write && piece.stage == Stage::Completed {
+                    piece.stage = delivered;
+                }
+            }
+        }
+        match op.progress {
+            Progress::Over(outcome) => Some(outcome),
+            Progress::InFlight(_) | Progress::Abandoned => None,
+        }
+    }
+}
+
+fn failure(effect: Option<Effect>) -> Outcome {
+    match effect {
+        Some(Effect::Error { errno, .. }) => Outcome::Failed(errno),
+        _ => Outcome::Done(Vec::new()),
+    }
+}
+
+/// What the code under test holds.
+pub(super) struct Handle {
+    state: Arc<Mutex<State>>,
+}
+
+impl Handle {
+    pub(super) const fn new(state: Arc<Mutex<State>>) -> Self {
+        Self { state }
+    }
+
+    async fn finish(&self, key: Option<usize>, what: &str, at: BlockNo) -> Result<Vec<Content>> {
+        match (Waiting { state: &self.state, key }).await {
+            Outcome::Done(blocks) => Ok(blocks),
+            Outcome::Failed(errno) => Err(Error::io(
+                format!("{what} at {at} of the simulated disk"),
+                io::Error::from_raw_os_error(errno),
+            )),
+        }
+    }
+}
+
+/// An operation under way; without a key the power failed before it began.
+struct Waiting<'a> {
+    state: &'a Mutex<State>,
+    key: Option<usize>,
+}
+
+impl Future for Waiting<'_> {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        let Some(key) = self.key else { return Poll::Pending };
+        let mut state = self.state.lock();
+        if state.halted {
+            return Poll::Pending;
+        }
+        if let Progress::InFlight(waker) = &mut state.ops[key].progress {
+            *waker = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        let outcome = state.take(key).expect("an operation that is awaited is not abandoned");
+        drop(state);
+        self.key = None;
+        Poll::Ready(outcome)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let Some(key) = self.key else { return };
+        let mut state = self.state.lock();
+        if let Progress::InFlight(_) = state.ops[key].progress {
+            state.ops[key].progress = Progress::Abandoned;
+        } else {
+            state.take(key);
+        }
+    }
+}
+
+impl Disk for Handle {
+    fn len_bytes(&self) -> u64 {
+        self.state.lock().len_bytes()
+    }
+
+    fn read(&self, at: BlockNo, mut buf: Buf) -> LocalFuture<'_, (Buf, Result<()>)> {
+        Box::pin(async move {
+            let key = {
+                let mut state = self.state.lock();
+                if let Err(error) = state.check_range(at, buf.block_count()) {
+                    return (buf, Err(error));
+                }
+                let work = Work::Read { at: at.get(), count: buf.block_count() };
+                state.submit(FaultOp::Read, work)
+            };
+            match self.finish(key, "read", at).await {
+                Ok(blocks) => {
+                    let targets = buf.as_mut_bytes().chunks_exact_mut(size_of::<Bytes>());
+                    for (target, block) in targets.zip(&blocks) {
+                        match block {
+                            Some(bytes) => target.copy_from_slice(&bytes[..]),
+                            None => target.fill(0),
+                        }
+                    }
+                    (buf, Ok(()))
+                }
+                Err(error) => (buf, Err(error)),
+            }
+        })
+    }
+
+    fn write(&self, at: BlockNo, bufs: Vec<Buf>) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let key = {
+                let mut state = self.state.lock();
+                state.check_range(at, bufs.iter().map(Buf::block_count).sum())?;
+                let write = state.new_write();
+                let key = state.submit(FaultOp::Write, Work::Write(write));
+                let blocks = bufs.iter().flat_map(Buf::iter_blocks).map(|bytes| {
+                    let mut block = [0; size_of::<Bytes>()];
+                    block.copy_from_slice(bytes);
+                    Some(Arc::new(block))
+                });
+                state.add_pieces(key, at.get(), blocks);
+                key
+            };
+            self.finish(key, "write", at).await.map(drop)
+        })
+    }
+
+    fn sync(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let key = {
+                let mut state = self.state.lock();
+                let asked_at = state.moment();
+                let len_blocks = state.current.len_blocks();
+                state.submit(FaultOp::Sync, Work::Sync { asked_at, len_blocks })
+            };
+            self.finish(key, "sync", BlockNo::new(0)).await.map(drop)
+        })
+    }
+
+    fn discard(&self, at: BlockNo, count: u64) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let key = {
+                let mut state = self.state.lock();
+                state.check_range(at, count)?;
+                let write = state.new_write();
+                let key = state.submit(FaultOp::Discard, Work::Write(write));
+                // A device may do it, or do nothing: nobody may count on either.
+                let blocks: Vec<Content> = (at.get()..at.get() + count)
+                    .map(|block| {
+                        let old = state.current.shared(block).cloned();
+                        if state.rng.chance(8) { old } else { None }
+                    })
+                    .collect();
+                state.add_pieces(key, at.get(), blocks.into_iter());
+                key
+            };
+            self.finish(key, "discard", at).await.map(drop)
+        })
+    }
+
+    fn extend(&self, len_bytes: u64) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.state.lock().current.extend(len_bytes / BLOCK_BYTES);
+            Ok(())
+        })
+    }
+}
+
+/// Delivers one completion whenever nothing else is to be done.
+pub struct SimDriver {
+    state: Arc<Mutex<State>>,
+}
+
+impl SimDriver {
+    pub(super) const fn new(state: Arc<Mutex<State>>) -> Self {
+        Self { state }
+    }
+}
+
+impl Driver for SimDriver {
+    fn poll(&mut self) {}
+
+    fn park(&mut self) -> Parked {
+        if self.halted() {
+            return Parked::Halted;
+        }
+        let waker = self.state.lock().complete_one();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Parked::Awake
+    }
+
+    fn halted(&self) -> bool {
+        self.state.lock().halted
+    }
+
+    fn unparker(&self) -> Arc<dyn Unpark> {
+        Arc::new(NeverAsleep)
+    }
+}
+
+/// The driver never blocks, so there is nothing to end.
+struct NeverAsleep;
+
+impl Unpark for NeverAsleep {
+    fn unpark(&self) {}
+}

@@ -1,0 +1,214 @@
+//! A simulated disk with a volatile cache, and the journal's ring on it, for tests: everything
+//! runs in one thread and comes from a seed.
+//!
+//! ```text
+//!   Disk::write --> in flight --(driver: one at random)--> completed --(awaited)--> delivered
+//!   RingMemory::store ---------------------------------------------------------------> |
+//!                                                                         Disk::sync   v
+//!                                                                                   durable
+//! ```
+//! * I/O completes when the executor has nothing else to do, one at a time, in an order that the
+//!   seed chooses.
+//! * A sync makes durable what was *delivered* before it was asked for, and no more.
+//! * The power fails at a given event ([`SimDisk::set_cut_at`]). The run then ends at once, and
+//!   [`SimDisk::image_after_cut`] makes any number of images that the disk could hold now, by
+//!   [`CutPlan`]: what is not durable may have landed, in whole or in part, or not.
+//! * A killed process ([`SimDisk::image_after_kill`]) leaves what completed and what was stored.
+//!
+//! The order of events does not depend on anything but the seed and the code under test.
+
+mod cut;
+mod driver;
+mod fault;
+mod image;
+mod ring;
+mod rng;
+#[cfg(test)]
+mod tests;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::executor::Executor;
+use super::{Disk, RingMemory};
+use crate::error::{Error, Result};
+use crate::units::{BLOCK_BYTES, to_u64};
+
+use cut::{Piece, Stage};
+use driver::{Handle, State};
+
+pub use cut::{CutPlan, Grain};
+pub use driver::SimDriver;
+pub use fault::{Effect, Fault, FaultOp};
+pub use image::Image;
+pub use rng::Rng;
+
+/// How a simulated disk behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct SimOptions {
+    /// I/O completes in random order, else in the order in which it was asked for.
+    pub reorder: bool,
+}
+
+impl Default for SimOptions {
+    fn default() -> Self {
+        Self { reorder: true }
+    }
+}
+
+/// What a disk holds between two lives of a process.
+#[derive(Clone)]
+pub struct SimImage {
+    durable: Image,
+    /// Taken by the device or the page cache but not durable: after a kill, not after a cut.
+    pieces: Vec<Piece>,
+    len_blocks: u64,
+}
+
+impl SimImage {
+    /// The durable blocks.
+    #[must_use]
+    pub const fn blocks(&self) -> &Image {
+        &self.durable
+    }
+
+    /// The durable blocks, to be damaged.
+    #[must_use]
+    pub const fn blocks_mut(&mut self) -> &mut Image {
+        &mut self.durable
+    }
+}
+
+impl From<Image> for SimImage {
+    fn from(durable: Image) -> Self {
+        Self { len_blocks: durable.len_blocks(), durable, pieces: Vec::new() }
+    }
+}
+
+/// A simulated disk. Cheap to clone; all clones are the same disk.
+#[derive(Clone)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+}
+
+impl SimDisk {
+    /// An empty disk of `len_blocks` blocks.
+    #[must_use]
+    pub fn new(seed: u64, len_blocks: u64, options: SimOptions) -> Self {
+        Self::from_image(Image::new(len_blocks).into(), seed, options)
+    }
+
+    /// A disk with that content, as a new process finds it.
+    #[must_use]
+    pub fn from_image(image: SimImage, seed: u64, options: SimOptions) -> Self {
+        let state = State::new(image, Rng::new(seed), options);
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// A handle for the code under test.
+    #[must_use]
+    pub fn disk(&self) -> Rc<dyn Disk> {
+        Rc::new(Handle::new(Arc::clone(&self.state)))
+    }
+
+    /// The journal's ring, as [`super::PoolFile::map_ring`].
+    ///
+    /// # Errors
+    /// `Invalid` when it is not whole blocks inside the disk.
+    pub fn map_ring(&self, offset: u64, len: usize) -> Result<Box<dyn RingMemory>> {
+        let size = self.state.lock().len_bytes();
+        let end = offset.checked_add(to_u64(len));
+        let whole = offset.is_multiple_of(BLOCK_BYTES) && to_u64(len).is_multiple_of(BLOCK_BYTES);
+        if !whole || len == 0 || end.is_none_or(|end| end > size) {
+            return Err(Error::invalid(format!(
+                "journal of {len} bytes at {offset} is not whole blocks inside the simulated disk"
+            )));
+        }
+        Ok(Box::new(ring::SimRing::new(Arc::clone(&self.state), offset, len)))
+    }
+
+    /// What an executor sleeps in: delivers one completion whenever nothing is ready.
+    #[must_use]
+    pub fn driver(&self) -> SimDriver {
+        SimDriver::new(Arc::clone(&self.state))
+    }
+
+    /// Runs `future` on an executor of its own; `None` when the power failed before it was done.
+    /// Tasks that are not done by then are dropped: the process is dead.
+    ///
+    /// # Panics
+    /// When every task waits and no I/O is under way: a deadlock.
+    pub fn run<F: Future>(&self, future: F) -> Option<F::Output> {
+        Executor::new(self.driver()).run(future)
+    }
+
+    /// Events so far: writes, discards and syncs asked for, and completed.
+    #[must_use]
+    pub fn io_count(&self) -> u64 {
+        self.state.lock().events
+    }
+
+    /// Lets the power fail just before event `number` (the first is 0) happens.
+    pub fn set_cut_at(&self, number: u64) {
+        self.state.lock().cut_at = Some(number);
+    }
+
+    /// Whether the power has failed. Nothing that is acknowledged after that counts.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.state.lock().halted
+    }
+
+    /// Things that no sync has covered: the range of the numbers in a [`CutPlan`].
+    #[must_use]
+    pub fn pending(&self, grain: Grain) -> usize {
+        cut::count(&self.state.lock().pieces, grain)
+    }
+
+    /// What the disk holds if the power fails now and `plan` says what has landed. Can be asked
+    /// any number of times, before or after the power has failed.
+    #[must_use]
+    pub fn image_after_cut(&self, plan: CutPlan) -> SimImage {
+        let state = self.state.lock();
+        cut::apply(&state.durable, &state.pieces, state.current.len_blocks(), plan).into()
+    }
+
+    /// What the disk holds if the process is killed now: nothing that completed or was stored is
+    /// lost, nor is it durable; whether writes under way land comes from `seed`.
+    #[must_use]
+    pub fn image_after_kill(&self, seed: u64) -> SimImage {
+        let state = self.state.lock();
+        SimImage {
+            durable: state.durable.clone(),
+            pieces: cut::after_kill(&state.pieces, seed),
+            len_blocks: state.current.len_blocks(),
+        }
+    }
+
+    /// Adds a fault. Of several that fit one operation the first counts.
+    pub fn inject(&self, fault: Fault) {
+        self.state.lock().faults.add(fault);
+    }
+
+    /// Faults that have struck so far, so that a test can tell that its fault was met.
+    #[must_use]
+    pub fn faults_struck(&self) -> u64 {
+        self.state.lock().faults.struck()
+    }
+
+    /// A number that depends on every event and its data: equal for equal runs.
+    #[must_use]
+    pub fn trace(&self) -> u64 {
+        self.state.lock().trace
+    }
+}
+
+impl SimImage {
+    fn into_parts(mut self) -> (Image, Image, Vec<Piece>) {
+        let current = cut::seen(&self.durable, &self.pieces, self.len_blocks);
+        self.pieces.retain(|piece| piece.stage != Stage::InFlight);
+        (self.durable, current, self.pieces)
+    }
+}

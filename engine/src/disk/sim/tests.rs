@@ -1,0 +1,281 @@
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use super::*;
+use crate::disk::Buf;
+use crate::disk::executor::{end_of_turn, spawn_local};
+use crate::units::{BLOCK_SIZE, BlockNo};
+
+fn filled(byte: u8, blocks: usize) -> Buf {
+    let mut buf = Buf::new(blocks);
+    buf.as_mut_bytes().fill(byte);
+    buf
+}
+
+fn first_byte(image: &SimImage, block: u64) -> u8 {
+    image.blocks().block(BlockNo::new(block))[0]
+}
+
+fn new_disk(seed: u64) -> SimDisk {
+    SimDisk::new(seed, 64, SimOptions::default())
+}
+
+async fn write(disk: &Rc<dyn Disk>, block: u64, byte: u8) {
+    disk.write(BlockNo::new(block), vec![filled(byte, 1)]).await.unwrap();
+}
+
+#[test]
+fn synced_writes_stay_and_others_may_go() {
+    let sim = new_disk(1);
+    let disk = sim.disk();
+    sim.run(async {
+        write(&disk, 1, 11).await;
+        disk.sync().await.unwrap();
+        write(&disk, 1, 12).await;
+        write(&disk, 2, 22).await;
+        let (buf, result) = disk.read(BlockNo::new(0), Buf::new(3)).await;
+        result.unwrap();
+        assert_eq!(buf.iter_blocks().map(|block| block[0]).collect::<Vec<_>>(), [0, 11 + 1, 22]);
+    })
+    .unwrap();
+    let after = |plan| {
+        let image = sim.image_after_cut(plan);
+        (first_byte(&image, 1), first_byte(&image, 2))
+    };
+    assert_eq!(sim.pending(Grain::Block), 2);
+    assert_eq!(sim.pending(Grain::Sector), 16);
+    assert_eq!(after(CutPlan::KeepNone), (11, 0));
+    assert_eq!(after(CutPlan::KeepAll), (12, 22));
+    assert_eq!(after(CutPlan::Prefix(Grain::Block, 1)), (12, 0));
+    assert_eq!(after(CutPlan::OnlyOne(Grain::Block, 1)), (11, 22));
+    assert_eq!(after(CutPlan::AllBut(Grain::Sector, 0)), (11, 22));
+    assert_eq!(after(CutPlan::Mask(Grain::Block, 0b10)), (11, 22));
+    let seen: BTreeSet<_> = (0..200).map(|seed| after(CutPlan::Subset(seed))).collect();
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [(11, 0), (11, 22), (12, 0), (12, 22)]);
+}
+
+#[test]
+fn a_sync_covers_only_what_was_delivered_before_it_was_asked_for() {
+    let kept = (0..50).map(|seed| {
+        let sim = new_disk(seed);
+        let disk = sim.disk();
+        sim.run(async {
+            let together = sim.disk();
+            spawn_local(async move { write(&together, 1, 1).await });
+            end_of_turn().await;
+            disk.sync().await.unwrap();
+        })
+        .unwrap();
+        first_byte(&sim.image_after_cut(CutPlan::KeepNone), 1)
+    });
+    assert!(kept.into_iter().all(|byte| byte == 0), "asked for while the write was under way");
+}
+
+#[test]
+fn a_write_of_many_blocks_tears_anywhere() {
+    let sim = new_disk(3);
+    let disk = sim.disk();
+    sim.run(async {
+        disk.write(BlockNo::new(0), vec![filled(1, 2), filled(1, 2)]).await.unwrap();
+    })
+    .unwrap();
+    let mut whole = BTreeSet::new();
+    let mut torn = 0;
+    let mut garbage = 0;
+    for seed in 0..500 {
+        let image = sim.image_after_cut(CutPlan::Subset(seed));
+        let blocks: Vec<_> =
+            (0..4).map(|block| image.blocks().block(BlockNo::new(block))).collect();
+        assert!(blocks.iter().all(|block| block.iter().all(|&byte| byte <= 1)));
+        if blocks.iter().all(|block| block.iter().all(|&byte| byte == block[0])) {
+            whole.insert(blocks.iter().map(|block| block[0]).collect::<Vec<_>>());
+        } else {
+            torn += 1;
+            let sectors = blocks.iter().flat_map(|block| block.chunks(512));
+            assert!(sectors.into_iter().all(|sector| sector.iter().all(|&b| b == sector[0])));
+        }
+        let image = sim.image_after_cut(CutPlan::Torn(seed));
+        let torn = (0..4).any(|at| image.blocks().block(BlockNo::new(at)).iter().any(|&b| b > 1));
+        garbage += usize::from(torn);
+    }
+    assert_eq!(whole.len(), 16, "every subset of whole blocks");
+    assert!(torn > 50 && garbage > 100, "{torn} torn, {garbage} with garbage");
+}
+
+#[test]
+fn ring_stores_are_seen_at_once_and_survive_a_kill() {
+    let sim = new_disk(4);
+    let disk = sim.disk();
+    let mut ring = sim.map_ring(8 * BLOCK_BYTES, 4 * BLOCK_SIZE).unwrap();
+    ring.prepare(0, 2 * BLOCK_SIZE).unwrap();
+    sim.run(async {
+        ring.store(0, &[1; 700]);
+        disk.sync().await.unwrap();
+        ring.store(700, &[2; 4000]);
+        ring.store(4700, &[3; 10]);
+        let (buf, result) = disk.read(BlockNo::new(8), Buf::new(2)).await;
+        result.unwrap();
+        assert_eq!([buf.as_bytes()[699], buf.as_bytes()[700], buf.as_bytes()[4700]], [1, 2, 3]);
+    })
+    .unwrap();
+    let bytes = |image: &SimImage, block| *image.blocks().block(BlockNo::new(block));
+    let none = sim.image_after_cut(CutPlan::KeepNone);
+    assert_eq!([bytes(&none, 8)[699], bytes(&none, 8)[700], bytes(&none, 9)[0]], [1, 0, 0]);
+    // The second store alone, without the third: the page was written back in between.
+    let second = sim.image_after_cut(CutPlan::Prefix(Grain::Block, 2));
+    assert_eq!([bytes(&second, 8)[700], bytes(&second, 9)[600], bytes(&second, 9)[604]], [2, 2, 0]);
+
+    let killed = SimDisk::from_image(sim.image_after_kill(9), 5, SimOptions::default());
+    let disk = killed.disk();
+    let read = || async {
+        let (buf, result) = disk.read(BlockNo::new(8), Buf::new(2)).await;
+        result.unwrap();
+        [buf.as_bytes()[699], buf.as_bytes()[700], buf.as_bytes()[4700]]
+    };
+    assert_eq!(killed.run(read()), Some([1, 2, 3]));
+    // Kept, but as little durable as before.
+    assert_eq!(bytes(&killed.image_after_cut(CutPlan::KeepNone), 8)[700], 0);
+    killed.run(async { disk.sync().await.unwrap() }).unwrap();
+    assert_eq!(bytes(&killed.image_after_cut(CutPlan::KeepNone), 8)[700], 2);
+}
+
+#[test]
+#[should_panic(expected = "outside of the prepared window")]
+fn a_store_outside_of_the_window_is_a_bug() {
+    let mut ring = new_disk(0).map_ring(0, 4 * BLOCK_SIZE).unwrap();
+    ring.prepare(0, BLOCK_SIZE).unwrap();
+    ring.store(BLOCK_SIZE - 1, &[1, 2]);
+}
+
+/// Eight tasks that write and sync; returns the order in which they came to their ends.
+fn workload(sim: &SimDisk) -> (Option<()>, Vec<u64>) {
+    let order = Rc::new(RefCell::new(Vec::new()));
+    let run = Rc::clone(&order);
+    let disk = sim.disk();
+    let result = sim.run(async move {
+        let (done, mut all_done) = tokio::sync::mpsc::channel::<()>(1);
+        for task in 0..8 {
+            let (disk, order, done) = (Rc::clone(&disk), Rc::clone(&run), done.clone());
+            spawn_local(async move {
+                for round in 1..4 {
+                    write(&disk, task * 4, round).await;
+                    disk.sync().await.unwrap();
+                }
+                order.borrow_mut().push(task);
+                drop(done);
+            });
+        }
+        drop(done);
+        all_done.recv().await;
+    });
+    let order = order.borrow().clone();
+    (result, order)
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let traces: Vec<_> = [7, 7, 8]
+        .map(|seed| {
+            let sim = new_disk(seed);
+            let (result, order) = workload(&sim);
+            assert!(result.is_some());
+            assert_eq!(
+                sim.io_count(),
+                8 * 3 * 4,
+                "each write and each sync, asked for and completed"
+            );
+            (sim.trace(), order)
+        })
+        .into();
+    assert_eq!(traces[0], traces[1]);
+    assert_ne!(traces[0], traces[2]);
+}
+
+#[test]
+fn the_power_fails_at_any_event() {
+    for cut in 0..8 * 3 * 4 {
+        let sim = new_disk(7);
+        sim.set_cut_at(cut);
+        let (result, _) = workload(&sim);
+        assert!(result.is_none() && sim.is_cut());
+        assert_eq!(sim.io_count(), cut);
+        let image = sim.image_after_cut(CutPlan::Subset(cut));
+        let recovered = SimDisk::from_image(image, cut, SimOptions::default());
+        let disk = recovered.disk();
+        let byte = recovered.run(async {
+            let (buf, result) = disk.read(BlockNo::new(0), Buf::new(1)).await;
+            result.unwrap();
+            buf.as_bytes()[0]
+        });
+        assert!(byte.unwrap() < 4);
+    }
+    let sim = new_disk(7);
+    sim.set_cut_at(8 * 3 * 4);
+    assert!(workload(&sim).0.is_some());
+}
+
+#[test]
+fn faults_strike_where_they_are_put() {
+    let sim = new_disk(1);
+    let disk = sim.disk();
+    let fault = |op, after, sticky, effect| sim.inject(Fault { op, after, sticky, effect });
+    let eio = |landed| Effect::Error { errno: libc::EIO, landed };
+    let read = |block| {
+        let disk = &disk;
+        async move {
+            let (buf, result) = disk.read(BlockNo::new(block), Buf::new(1)).await;
+            result.map(|()| buf.as_bytes()[0])
+        }
+    };
+    sim.run(async {
+        fault(FaultOp::Write, 1, false, eio(false));
+        write(&disk, 1, 1).await;
+        let error = disk.write(BlockNo::new(2), vec![filled(2, 1)]).await.unwrap_err();
+        assert_eq!(error.errno(), libc::EIO);
+        write(&disk, 3, 3).await;
+        fault(FaultOp::Write, 0, false, eio(true));
+        assert!(disk.write(BlockNo::new(4), vec![filled(4, 1)]).await.is_err());
+        fault(FaultOp::Write, 0, false, Effect::Lost);
+        write(&disk, 5, 5).await;
+        fault(FaultOp::Write, 0, false, Effect::Misdirected { to: BlockNo::new(16) });
+        write(&disk, 6, 6).await;
+        for (block, byte) in [(1, 1), (2, 0), (3, 3), (4, 4), (5, 0), (6, 0), (16, 6)] {
+            assert_eq!(read(block).await.unwrap(), byte, "block {block}");
+        }
+        fault(FaultOp::Read, 0, true, eio(false));
+        assert!(read(1).await.is_err());
+        assert!(read(1).await.is_err());
+        // A failed sync is never made good by the next one.
+        fault(FaultOp::Sync, 0, false, eio(false));
+        assert!(disk.sync().await.is_err());
+        disk.sync().await.unwrap();
+    })
+    .unwrap();
+    assert_eq!(first_byte(&sim.image_after_cut(CutPlan::KeepNone), 1), 0);
+    assert_eq!(first_byte(&sim.image_after_cut(CutPlan::KeepAll), 1), 1);
+    assert_eq!(sim.faults_struck(), 7);
+}
+
+#[test]
+fn growth_is_durable_with_the_next_sync() {
+    let sim = new_disk(1);
+    let disk = sim.disk();
+    sim.run(async {
+        assert!(disk.write(BlockNo::new(64), vec![filled(1, 1)]).await.is_err());
+        disk.extend(80 * BLOCK_BYTES).await.unwrap();
+        write(&disk, 70, 7).await;
+    })
+    .unwrap();
+    assert_eq!(sim.image_after_cut(CutPlan::KeepNone).blocks().len_blocks(), 64);
+    assert_eq!(sim.image_after_cut(CutPlan::KeepAll).blocks().len_blocks(), 80);
+    sim.run(async { disk.sync().await.unwrap() }).unwrap();
+    let image = sim.image_after_cut(CutPlan::KeepNone);
+    assert_eq!((image.blocks().len_blocks(), first_byte(&image, 70)), (80, 7));
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_deadlock_is_told() {
+    new_disk(1).run(std::future::pending::<()>());
+}
