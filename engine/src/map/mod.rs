@@ -30,6 +30,7 @@
 //! than the last edit. Sparse nodes are not merged.
 
 mod cache;
+mod diff;
 mod edit;
 mod index;
 mod lookup;
@@ -38,6 +39,7 @@ use crate::units::{BlockNo, Seqno};
 
 pub use crate::format::node::{Extent, Node, NodeChild, NodePtr, children};
 pub use cache::NodeCache;
+pub use diff::{DiffRun, diff};
 pub use edit::edit;
 pub use lookup::{lookup, missing_for, prepare_edit};
 

@@ -39,6 +39,11 @@ fn step(world: &mut World, rng: &mut Rng) {
             assert_eq!(blocks.len(), missing.len(), "each node once");
             missing.iter().for_each(|node| world.load(node));
         }
+        92..=93 => {
+            let old = to_usize(rng.below(to_u64(world.volumes.len()) + 1));
+            let old = (old < world.volumes.len()).then_some(old);
+            world.check_diff(old, at, LBAS, to_usize(1 + rng.below(20)));
+        }
         _ => world.read_all(at, LBAS, to_usize(1 + rng.below(20))),
     }
 }
