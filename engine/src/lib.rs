@@ -14,14 +14,19 @@
 //!
 //! Arrows only point down; `tests/tidy.rs` enforces it. The layout on disk is `docs/FORMAT.md`.
 
+pub mod checkpoint;
 pub mod crc;
 pub mod device;
 pub mod disk;
 pub mod error;
 pub mod export;
 pub mod format;
+pub mod journal;
 pub mod limits;
 pub mod map;
 pub mod pool;
 pub mod shard;
+pub mod space;
+pub mod state;
 pub mod units;
+pub mod volume;

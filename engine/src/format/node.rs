@@ -55,6 +55,35 @@ pub struct NodePtr {
     pub own: u64,
 }
 
+/// A volume's map that is not empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Root {
+    /// The topmost node.
+    pub ptr: NodePtr,
+    /// Its level; 0 is a leaf.
+    pub level: u8,
+}
+
+impl Root {
+    /// Blocks mapped.
+    #[must_use]
+    pub const fn mapped(&self) -> u64 {
+        self.ptr.mapped
+    }
+
+    /// Blocks written since the volume last took part in a clone or snapshot.
+    #[must_use]
+    pub fn own(&self, shared_at: Seqno) -> u64 {
+        if self.ptr.birth > shared_at { self.ptr.own } else { 0 }
+    }
+
+    /// The root's node with all that is known of it.
+    #[must_use]
+    pub const fn node_ref(&self) -> NodeRef {
+        NodeRef::new(&self.ptr, self.level, Lba::new(LBA_END))
+    }
+}
+
 /// A run of LBAs on consecutive blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -408,6 +437,33 @@ impl Node {
             );
         }
         Ok(node)
+    }
+
+    /// The node in `bytes`, of which only its block and birth are known: its parent is gone.
+    ///
+    /// # Errors
+    /// `Corrupt`, as [`Node::verify`].
+    pub fn verify_orphan<'a>(
+        bytes: &'a [u8],
+        block: BlockNo,
+        birth: Seqno,
+        pool: &[u8; 16],
+    ) -> Result<&'a Self> {
+        let (lba, end, mapped) = (Lba::new(0), Lba::new(LBA_END), 0);
+        let mut expected = NodeRef { block, birth, level: 0, lba, end, mapped };
+        let Ok(node) = Self::ref_from_bytes(bytes) else {
+            return Err(expected.corrupt("not a block"));
+        };
+        expected.level = node.level();
+        node.verify_header(bytes, &expected, pool)?;
+        let sums = if expected.level == 0 { node.verify_leaf(end) } else { node.verify_inner(end) };
+        sums.map(|_| node).map_err(|what| expected.corrupt(what))
+    }
+
+    /// Sequence number of the record that made the node.
+    #[must_use]
+    pub fn birth(&self) -> Seqno {
+        Seqno::new(self.header.birth.get())
     }
 
     fn verify_header(&self, bytes: &[u8], expected: &NodeRef, pool: &[u8; 16]) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::format::node::{
     Entry, Extent, InnerEntry, LeafEntry, Node, NodeChild, NodePtr, NodeRef, children, sums,
 };
 use crate::limits::{EXTENT_BLOCKS_MAX, MAP_LEVELS_MAX};
-use crate::units::{BlockNo, Lba, to_u32};
+use crate::units::{BlockNo, Lba, Seqno, to_u32};
 
 /// Maps the `len` blocks from `lba` on to as many consecutive blocks from `target` on, or unmaps
 /// them (`None`). Cannot fail after [`super::prepare_edit`] of the same range.
@@ -142,7 +142,7 @@ impl Editor<'_, '_> {
             }
             let all = from == 0 && to == leaf.len();
             if all && leaf[0].key() >= self.start && leaf[to - 1].end() <= self.end {
-                self.log(ptr.block, RefChange::NodeDown);
+                self.log(ptr, RefChange::NodeDown);
                 return Some(Pointers::default());
             }
         }
@@ -202,7 +202,7 @@ impl Editor<'_, '_> {
             let child_ptr = self.effective(self.node(slot).inner()[at].ptr());
             let insert = insert.filter(|_| at == span.first);
             if insert.is_none() && covered(&child, self.start, self.end) {
-                self.log(child_ptr.block, RefChange::NodeDown);
+                self.log(&child_ptr, RefChange::NodeDown);
                 changed = true;
             } else if let Some(pointers) = self.edit_node(&child, &child_ptr, insert) {
                 pointers.iter().for_each(|ptr| pieces.push(InnerEntry::new(ptr)));
@@ -233,10 +233,10 @@ impl Editor<'_, '_> {
     fn drop_emptied(&mut self, slot: Slot, ptr: &NodePtr) {
         if ptr.birth <= self.ctx.shared_at {
             self.log_children_up(slot);
-            self.log(ptr.block, RefChange::NodeDown);
+            self.log(ptr, RefChange::NodeDown);
             return;
         }
-        self.log(ptr.block, RefChange::NodeMoved);
+        self.log(ptr, RefChange::NodeMoved);
         if ptr.birth > self.ctx.seal {
             self.ctx.cache.release(slot);
         }
@@ -253,7 +253,7 @@ impl Editor<'_, '_> {
         let block = self.take();
         let moved = NodePtr { block, birth: seq, ..*ptr };
         if owned {
-            self.log(ptr.block, RefChange::NodeMoved);
+            self.log(ptr, RefChange::NodeMoved);
             if self.ctx.cache.is_dirty(slot) {
                 // The checkpoint that is under way has still to write it.
                 return (self.ctx.cache.duplicate(slot, block, seq), moved);
@@ -262,7 +262,7 @@ impl Editor<'_, '_> {
             return (slot, moved);
         }
         self.log_children_up(slot);
-        self.log(ptr.block, RefChange::NodeDown);
+        self.log(ptr, RefChange::NodeDown);
         let slot = self.ctx.cache.duplicate(slot, block, seq);
         let copy = self.ctx.cache.node_mut(slot);
         if node.level == 0 {
@@ -353,7 +353,7 @@ impl Editor<'_, '_> {
         while root.level > 0 && root.ptr.birth > self.ctx.seal.max(self.ctx.shared_at) {
             let slot = self.resident(&root.node_ref());
             let &[child] = self.node(slot).inner() else { break };
-            self.log(root.ptr.block, RefChange::NodeMoved);
+            self.log(&root.ptr, RefChange::NodeMoved);
             self.ctx.cache.release(slot);
             root = Root { ptr: child.ptr(), level: root.level - 1 };
         }
@@ -364,7 +364,7 @@ impl Editor<'_, '_> {
         self.taken += 1;
         assert!(self.taken <= NODES_PER_EDIT_MAX, "an edit takes more nodes than were reserved");
         let block = self.ctx.fresh.take();
-        self.log(block, RefChange::NodeUp);
+        self.ctx.log.push(RefDelta::node(block, self.ctx.seq, RefChange::NodeUp));
         block
     }
 
@@ -379,8 +379,8 @@ impl Editor<'_, '_> {
         self.ctx.cache.node(slot)
     }
 
-    fn log(&mut self, block: BlockNo, change: RefChange) {
-        self.ctx.log.push(RefDelta { block, count: 1, change });
+    fn log(&mut self, node: &NodePtr, change: RefChange) {
+        self.ctx.log.push(RefDelta::node(node.block, node.birth, change));
     }
 
     /// Logs a change of data blocks, as one delta with the last one where they are consecutive.
@@ -401,8 +401,7 @@ impl Editor<'_, '_> {
         for child in children(self.ctx.cache.node(slot)) {
             match child {
                 NodeChild::Node(ptr) => {
-                    let change = RefChange::NodeUp;
-                    self.ctx.log.push(RefDelta { block: ptr.block, count: 1, change });
+                    self.ctx.log.push(RefDelta::node(ptr.block, ptr.birth, RefChange::NodeUp));
                 }
                 NodeChild::Data(extent) => log_data(self.ctx.log, &extent, RefChange::DataUp),
             }
@@ -420,7 +419,7 @@ fn log_data(log: &mut Vec<RefDelta>, extent: &Extent, change: RefChange) {
             return;
         }
     }
-    log.push(RefDelta { block: extent.block, count, change });
+    log.push(RefDelta { block: extent.block, birth: Seqno::new(0), count, change });
 }
 
 /// `ptr` with the key and the sums of `entries`.

@@ -3,7 +3,7 @@
 use super::cache::Slot;
 use super::{Missing, NodeCache, Root};
 use crate::format::node::{Entry, Extent, LeafEntry, Node, NodeRef, upper_bound};
-use crate::units::{BlockNo, Lba};
+use crate::units::{BlockNo, Lba, Seqno};
 
 /// The children of an inner node that a range concerns.
 pub(super) struct Span {
@@ -152,4 +152,23 @@ pub fn missing_for(
     missing.sort_unstable_by_key(|node| node.block);
     missing.dedup_by_key(|node| node.block);
     missing
+}
+
+/// Whether every one of the `len` blocks from `lba` on was written by the volume since it last took
+/// part in a clone or snapshot (`shared_at`), as far as the cache can tell: a node that is not
+/// here counts as no.
+#[must_use]
+pub fn is_own(cache: &NodeCache, root: &Root, shared_at: Seqno, lba: Lba, len: u64) -> bool {
+    let (mut at, end) = (lba.get(), lba.get().saturating_add(len));
+    while at < end {
+        let Ok((slot, _)) = leaf_of(cache, root, Lba::new(at)) else { return false };
+        let node = cache.node(slot);
+        let entry = node.leaf().get(first_overlap(node.leaf(), at));
+        let Some(extent) = entry.and_then(|entry| clip(entry, at, end)) else { return false };
+        if node.birth() <= shared_at || !extent.own || extent.lba.get() != at {
+            return false;
+        }
+        at += extent.len;
+    }
+    true
 }

@@ -37,15 +37,14 @@ mod lookup;
 
 use crate::units::{BlockNo, Seqno};
 
-pub use crate::format::node::{Extent, Node, NodeChild, NodePtr, children};
+pub use crate::format::node::{Extent, Node, NodeChild, NodePtr, Root, children};
 pub use cache::NodeCache;
 pub use diff::{DiffRun, diff};
 pub use edit::edit;
-pub use lookup::{lookup, missing_for, prepare_edit};
+pub use lookup::{is_own, lookup, missing_for, prepare_edit};
 
-use crate::format::node::{INNER_ENTRIES_MAX, LBA_END, LEAF_ENTRIES_MAX};
+use crate::format::node::{INNER_ENTRIES_MAX, LEAF_ENTRIES_MAX};
 use crate::limits::MAP_LEVELS_MAX;
-use crate::units::Lba;
 
 /// A node that is not in the cache. The caller reads its block, gives the bytes to
 /// [`NodeCache::insert_loaded`] and calls again.
@@ -54,35 +53,6 @@ pub type Missing = crate::format::node::NodeRef;
 /// Nodes that one edit takes at most: on each level the node on the left edge of the range, its
 /// other half if it splits, and the node on the right edge; and one new root.
 pub const NODES_PER_EDIT_MAX: usize = 3 * MAP_LEVELS_MAX + 1;
-
-/// A volume's map that is not empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-pub struct Root {
-    /// The topmost node.
-    pub ptr: NodePtr,
-    /// Its level; 0 is a leaf.
-    pub level: u8,
-}
-
-impl Root {
-    /// Blocks mapped.
-    #[must_use]
-    pub const fn mapped(&self) -> u64 {
-        self.ptr.mapped
-    }
-
-    /// Blocks written since the volume last took part in a clone or snapshot.
-    #[must_use]
-    pub fn own(&self, shared_at: Seqno) -> u64 {
-        if self.ptr.birth > shared_at { self.ptr.own } else { 0 }
-    }
-
-    /// The root's node with all that is known of it.
-    #[must_use]
-    pub const fn node_ref(&self) -> Missing {
-        Missing::new(&self.ptr, self.level, Lba::new(LBA_END))
-    }
-}
 
 /// Entries in a full node. Less than the format allows makes deep trees of few extents, for tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +93,10 @@ pub enum RefChange {
     /// The last reference to a node goes and its children keep theirs: another node took them
     /// over, or they were accounted for one by one.
     NodeMoved,
+    /// A block of the new catalogue.
+    CatalogueUp,
+    /// A block of the old catalogue.
+    CatalogueDown,
 }
 
 /// A change of the reference counts of `count` consecutive blocks.
@@ -130,13 +104,30 @@ pub enum RefChange {
 pub struct RefDelta {
     /// First block.
     pub block: BlockNo,
+    /// Birth of a node; 0 for anything else.
+    pub birth: Seqno,
     /// Blocks; 1 for nodes.
     pub count: u32,
     /// What happens to each of them.
     pub change: RefChange,
 }
 
-const _: () = assert!(size_of::<RefDelta>() == 16);
+const _: () = assert!(size_of::<RefDelta>() == 24);
+
+impl RefDelta {
+    /// A change for a node.
+    #[must_use]
+    pub const fn node(block: BlockNo, birth: Seqno, change: RefChange) -> Self {
+        Self { block, birth, count: 1, change }
+    }
+
+    /// One reference less to the blocks of an extent.
+    #[must_use]
+    pub fn data_down(extent: &Extent) -> Self {
+        let count = crate::units::to_u32(extent.len);
+        Self { block: extent.block, birth: Seqno::new(0), count, change: RefChange::DataDown }
+    }
+}
 
 /// What an edit works with and on.
 pub struct EditContext<'a> {

@@ -191,10 +191,10 @@ impl World {
         let mut nodes_freed = BTreeSet::new();
         while !log.is_empty() {
             let mut net: BTreeMap<u64, (i64, bool)> = BTreeMap::new();
-            for RefDelta { block, count, change } in log.drain(..) {
+            for RefDelta { block, count, change, .. } in log.drain(..) {
                 let (by, node) = match change {
-                    RefChange::DataUp => (1, false),
-                    RefChange::DataDown => (-1, false),
+                    RefChange::DataUp | RefChange::CatalogueUp => (1, false),
+                    RefChange::DataDown | RefChange::CatalogueDown => (-1, false),
                     RefChange::NodeUp => (1, true),
                     RefChange::NodeDown => (-1, true),
                     RefChange::NodeMoved => {
@@ -243,7 +243,7 @@ impl World {
                 NodeChild::Node(ptr) => delta(ptr.block, RefChange::NodeDown),
                 NodeChild::Data(Extent { block, len, .. }) => {
                     let count = u32::try_from(len).unwrap();
-                    RefDelta { block, count, change: RefChange::DataDown }
+                    RefDelta { block, birth: Seqno::new(0), count, change: RefChange::DataDown }
                 }
             });
         }
@@ -383,5 +383,5 @@ impl World {
 }
 
 pub(super) fn delta(block: BlockNo, change: RefChange) -> RefDelta {
-    RefDelta { block, count: 1, change }
+    RefDelta::node(block, Seqno::new(0), change)
 }

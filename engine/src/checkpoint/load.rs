@@ -1,0 +1,126 @@
+//! Finding the last checkpoint: the newest whole superblock, and its catalogue.
+
+use std::rc::Rc;
+
+use crate::disk::{Buf, Disk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalogue::{Catalogue, ChainReader};
+use crate::format::codec::decode_catalogue;
+use crate::format::geometry::SUPER_SLOTS;
+use crate::format::superblock::Superblock;
+use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
+
+/// A checkpoint as found on the disk.
+pub(crate) struct Found {
+    pub(crate) catalogue: Catalogue,
+    pub(crate) catalogue_blocks: Vec<BlockNo>,
+}
+
+/// Reads one block.
+pub(crate) async fn read_block(disk: &Rc<dyn Disk>, place: BlockNo) -> Result<Buf> {
+    let (buf, result) = disk.read(place, Buf::new(1)).await;
+    result.map(|()| buf)
+}
+
+/// The newest whole superblock of the four places.
+///
+/// # Errors
+/// `NotAPool`, `Unsupported`, `Corrupt` (what each place holds), or the device's.
+pub(crate) async fn superblock(disk: &Rc<dyn Disk>) -> Result<Superblock> {
+    let blocks = disk.len_bytes() / BLOCK_BYTES;
+    if blocks < 2 * SUPER_SLOTS {
+        return Err(Error::new(ErrorKind::NotAPool, "too short to be a pool"));
+    }
+    let front = (0..SUPER_SLOTS).map(BlockNo::new);
+    let back = (0..SUPER_SLOTS).map(|slot| BlockNo::new(blocks - SUPER_SLOTS + slot));
+    let mut newest: Option<Superblock> = None;
+    let mut worst: Option<Error> = None;
+    for place in front.chain(back) {
+        let slot = match read_block(disk, place).await {
+            Ok(buf) => Superblock::decode(buf.as_bytes(), place),
+            Err(error) => Err(error.context(format_args!("superblock at {place}"))),
+        };
+        match slot {
+            Ok(found) => {
+                if newest.as_ref().is_none_or(|best| best.generation < found.generation) {
+                    newest = Some(found);
+                }
+            }
+            // A version that is not known beats damage, damage beats emptiness.
+            Err(error) if error.kind() == ErrorKind::Unsupported => return Err(error),
+            Err(error) if error.kind() == ErrorKind::NotAPool && worst.is_some() => {}
+            Err(error) => worst = Some(error),
+        }
+    }
+    let none = || Error::new(ErrorKind::NotAPool, "no superblock");
+    let superblock = newest.ok_or_else(|| worst.unwrap_or_else(none))?;
+    if superblock.geometry.pool_blocks > blocks {
+        return Err(Error::corrupt(format!(
+            "the pool has {} blocks, the file or device only {blocks}: it was truncated",
+            superblock.geometry.pool_blocks
+        )));
+    }
+    Ok(superblock)
+}
+
+/// The catalogue that a superblock points to.
+///
+/// # Errors
+/// `Corrupt`, naming the block, or the device's.
+pub(crate) async fn catalogue(disk: &Rc<dyn Disk>, superblock: &Superblock) -> Result<Found> {
+    let mut chain = ChainReader::new(
+        superblock.uuid,
+        superblock.generation,
+        superblock.catalogue,
+        superblock.catalogue_bytes,
+    )?;
+    while let Some(place) = chain.wants() {
+        if superblock.geometry.locate(place).is_none() {
+            return Err(Error::corrupt(format!("catalogue: {place} is out of bounds")));
+        }
+        let buf = read_block(disk, place).await?;
+        chain.take(buf.as_bytes())?;
+    }
+    let (catalogue_blocks, bytes) = chain.finish();
+    let catalogue: Catalogue = decode_catalogue(&bytes)?;
+    check(superblock, &catalogue)?;
+    Ok(Found { catalogue, catalogue_blocks })
+}
+
+/// What later code relies on.
+fn check(superblock: &Superblock, catalogue: &Catalogue) -> Result<()> {
+    let bad = |what: String| Err(Error::corrupt(format!("catalogue: {what}")));
+    let geometry = superblock.geometry;
+    if to_u64(catalogue.groups.len()) != geometry.groups() {
+        return bad(format!("{} groups", catalogue.groups.len()));
+    }
+    for (group, entry) in (0..).zip(&catalogue.groups) {
+        let too_new = entry.generation > superblock.generation;
+        if too_new || entry.slot > 1 || u64::from(entry.free) > geometry.group_len(group) {
+            return bad(format!("entry of group {group} is impossible"));
+        }
+    }
+    let mut last = None;
+    let mut names = std::collections::BTreeSet::new();
+    for volume in &catalogue.volumes {
+        if last >= Some(volume.id) || volume.id.get() >= catalogue.next_id {
+            return bad(format!("{} is out of order", volume.id));
+        }
+        last = Some(volume.id);
+        if !names.insert(&volume.name) {
+            return bad(format!("two volumes are named {}", volume.name));
+        }
+        crate::state::check_entry(volume).map_err(|e| e.context("catalogue"))?;
+        if let Some(root) = &volume.root
+            && (geometry.locate(root.ptr.block).is_none()
+                || usize::from(root.level) >= crate::limits::MAP_LEVELS_MAX
+                || root.ptr.birth > superblock.seal)
+        {
+            return bad(format!("the map of volume {} is impossible", volume.name));
+        }
+    }
+    if catalogue.drops.iter().any(|drop| geometry.locate(drop.block).is_none()) {
+        return bad("a deletion is out of bounds".into());
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Netting: all +1 and -1 since the last seal are added up for each block before it is decided
+//! what fell to 0. The order in which they came says nothing, which is what makes it harmless.
+//!
+//! The log is worked off page by page of the reference-count table, so that memory is bounded by
+//! the log and one page, whatever the lengths of the extents in it.
+
+use super::tables::NewTables;
+use crate::error::{Error, Result};
+use crate::format::catalogue::NodeDrop;
+use crate::format::geometry::{Geometry, PAGE_ENTRIES, PageId, Table};
+use crate::format::group::BlockType;
+use crate::map::{RefChange, RefDelta};
+use crate::space::Run;
+use crate::units::{BlockNo, Seqno, to_usize};
+
+/// Pages that are read ahead.
+const AHEAD: usize = 256;
+const ENTRIES: usize = to_usize(PAGE_ENTRIES);
+
+/// What changes for the blocks of one page.
+pub(super) struct PageChange {
+    pub(super) id: PageId,
+    /// Block of the first entry.
+    pub(super) base: BlockNo,
+    pub(super) entries: [EntryChange; ENTRIES],
+}
+
+/// What changes for one block. A change that adds up to nothing still counts as touched: the
+/// block may have been made and given up since the seal.
+#[derive(Clone, Copy, Default)]
+pub(super) struct EntryChange {
+    pub(super) by: i64,
+    /// `None`: not touched.
+    pub(super) kind: Option<BlockType>,
+    /// Its children are taken care of.
+    pub(super) moved: bool,
+    /// Of a node that loses a reference.
+    pub(super) birth: Seqno,
+}
+
+/// Adds the log to the tables. Freed blocks are appended to `freed`, dropped nodes to `drops`.
+pub(super) async fn net(
+    tables: &mut NewTables<'_>,
+    mut log: Vec<RefDelta>,
+    freed: &mut Freed,
+    drops: &mut Vec<NodeDrop>,
+) -> Result<()> {
+    log.sort_by_key(|delta| delta.block);
+    let mut log = log.iter().copied().peekable();
+    let mut carried: Vec<RefDelta> = Vec::new();
+    let mut ahead = 0;
+    loop {
+        let first = carried.iter().map(|d| d.block).chain(log.peek().map(|d| d.block)).min();
+        let Some(first) = first else { return Ok(()) };
+        let mut change = PageChange::at(tables.geometry(), first)?;
+        let end = change.base.plus(PAGE_ENTRIES);
+        let mut here = std::mem::take(&mut carried);
+        while let Some(delta) = log.next_if(|delta| delta.block < end) {
+            here.push(delta);
+        }
+        for delta in here {
+            carried.extend(change.take(&delta)?);
+        }
+        if ahead == 0 {
+            let upcoming: Vec<BlockNo> = log.clone().take(16 * AHEAD).map(|d| d.block).collect();
+            ahead = read_ahead(tables, change.id, upcoming).await?;
+        }
+        ahead -= 1;
+        tables.change_page(&change, freed, drops).await?;
+    }
+}
+
+/// Reads the pages of the next blocks in parallel. Returns for how many pages to go on without.
+async fn read_ahead(
+    tables: &mut NewTables<'_>,
+    current: PageId,
+    blocks: Vec<BlockNo>,
+) -> Result<usize> {
+    let mut ids = vec![current];
+    for block in blocks {
+        if let Some((id, _)) = tables.geometry().page_of(Table::Refs, block)
+            && ids.last() != Some(&id)
+            && ids.len() < AHEAD
+        {
+            ids.push(id);
+        }
+    }
+    tables.prefetch(&ids).await?;
+    Ok(ids.len())
+}
+
+impl PageChange {
+    fn at(geometry: Geometry, block: BlockNo) -> Result<Box<Self>> {
+        let (id, entry) = geometry.page_of(Table::Refs, block).ok_or_else(|| {
+            Error::corrupt(format!("{block} has no reference count: it is out of bounds"))
+        })?;
+        let base = BlockNo::new(block.get() - crate::units::to_u64(entry));
+        Ok(Box::new(Self { id, base, entries: [EntryChange::default(); ENTRIES] }))
+    }
+
+    /// Takes the part of `delta` that lies in this page; returns the rest behind it.
+    fn take(&mut self, delta: &RefDelta) -> Result<Option<RefDelta>> {
+        let (kind, by) = match delta.change {
+            RefChange::DataUp => (BlockType::Data, 1),
+            RefChange::DataDown => (BlockType::Data, -1),
+            RefChange::NodeUp => (BlockType::Node, 1),
+            RefChange::NodeDown | RefChange::NodeMoved => (BlockType::Node, -1),
+            RefChange::CatalogueUp => (BlockType::Catalogue, 1),
+            RefChange::CatalogueDown => (BlockType::Catalogue, -1),
+        };
+        let start = to_usize(delta.block.get() - self.base.get());
+        let end = (start + to_usize(u64::from(delta.count))).min(ENTRIES);
+        for (offset, entry) in (0..).zip(&mut self.entries[start..end]) {
+            if entry.kind.is_some_and(|known| known != kind) {
+                let block = delta.block.plus(offset);
+                return Err(Error::corrupt(format!("{block} is used as {kind:?} and otherwise")));
+            }
+            entry.by += by;
+            entry.kind = Some(kind);
+            entry.moved |= delta.change == RefChange::NodeMoved;
+            entry.birth = entry.birth.max(delta.birth);
+        }
+        let taken = crate::units::to_u32(crate::units::to_u64(end - start));
+        let rest = delta.count - taken;
+        let block = delta.block.plus(u64::from(taken));
+        Ok((rest > 0).then_some(RefDelta { block, count: rest, ..*delta }))
+    }
+}
+
+/// Freed blocks, gathered into runs.
+#[derive(Default)]
+pub(super) struct Freed {
+    runs: Vec<Run>,
+}
+
+impl Freed {
+    pub(super) fn push(&mut self, block: BlockNo) {
+        match self.runs.last_mut() {
+            Some(last) if last.block.plus(last.len) == block => last.len += 1,
+            _ => self.runs.push(Run { block, len: 1 }),
+        }
+    }
+
+    /// The runs; tables lie between the groups, so that none crosses a border.
+    pub(super) fn into_runs(self) -> Vec<Run> {
+        self.runs
+    }
+}

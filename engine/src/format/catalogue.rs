@@ -1,0 +1,242 @@
+//! The catalogue: the table of volumes with the roots of their maps, the deletions under way, and
+//! where each group's header is. It is encoded whole and cut into a chain of blocks.
+
+use bincode::{Decode, Encode};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::crc::crc32;
+use crate::error::{Error, Result};
+use crate::format::node::{NodePtr, Root};
+use crate::limits::CATALOGUE_BYTES_MAX;
+use crate::units::{BLOCK_SIZE, BlockNo, Generation, Seqno, VolumeId, to_u32, to_u64, to_usize};
+
+/// A volume or snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct VolumeEntry {
+    /// Identity.
+    pub id: VolumeId,
+    /// Unique name.
+    pub name: String,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// What it was born of; may be gone.
+    pub source: Option<VolumeId>,
+    /// Frozen.
+    pub snapshot: bool,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Blocks promised.
+    pub reservation_blocks: u64,
+    /// Blocks that it may add; 0 is no limit.
+    pub growth_limit_blocks: u64,
+    /// Labels in order of their keys.
+    pub labels: Vec<(String, String)>,
+    /// Seconds since the epoch.
+    pub created_at: u64,
+    /// Its map; `None` when nothing is mapped.
+    pub root: Option<Root>,
+    /// The last clone or snapshot that it took part in.
+    pub shared_at: Seqno,
+    /// Blocks it had written and then shared: they count against its growth limit.
+    pub held_blocks: u64,
+}
+
+/// A group, as of a checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct GroupEntry {
+    /// Checkpoint that wrote the header last; 0: never.
+    pub generation: Generation,
+    /// Slot of the header.
+    pub slot: u8,
+    /// Blocks with no reference.
+    pub free: u32,
+}
+
+/// Everything that the superblock points to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Catalogue {
+    /// Identity of the next volume.
+    pub next_id: u64,
+    /// In order of their identities.
+    pub volumes: Vec<VolumeEntry>,
+    /// Nodes that lost their last pointer and wait to give up their children; each holds one
+    /// reference of its own.
+    pub drops: Vec<NodeDrop>,
+    /// One for each group.
+    pub groups: Vec<GroupEntry>,
+}
+
+/// A reference to a node that is to be given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NodeDrop {
+    /// Block of the node.
+    pub block: BlockNo,
+    /// Its birth.
+    pub birth: Seqno,
+}
+
+impl From<NodePtr> for NodeDrop {
+    fn from(ptr: NodePtr) -> Self {
+        Self { block: ptr.block, birth: ptr.birth }
+    }
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct ChainHeader {
+    crc: U32,
+    magic: U32,
+    uuid: [u8; 16],
+    next: U64,
+    generation: U32,
+    length: U32,
+    index: U32,
+    reserved: U32,
+}
+
+const HEADER_BYTES: usize = 48;
+const _: () = assert!(size_of::<ChainHeader>() == HEADER_BYTES);
+const MAGIC: u32 = 0x6143_4450;
+/// Bytes of the catalogue in one block of the chain.
+pub const CHAIN_PAYLOAD: usize = BLOCK_SIZE - HEADER_BYTES;
+
+/// Blocks of the chain for a catalogue of `bytes` bytes.
+#[must_use]
+pub const fn chain_blocks(bytes: usize) -> usize {
+    if bytes == 0 { 1 } else { bytes.div_ceil(CHAIN_PAYLOAD) }
+}
+
+/// Fills `out` with block `index` of the chain that holds `bytes` in `blocks`.
+pub fn encode_chain_block(
+    bytes: &[u8],
+    index: usize,
+    blocks: &[BlockNo],
+    generation: Generation,
+    uuid: [u8; 16],
+    out: &mut [u8],
+) {
+    let start = index * CHAIN_PAYLOAD;
+    let part = &bytes[start.min(bytes.len())..(start + CHAIN_PAYLOAD).min(bytes.len())];
+    let header = ChainHeader {
+        crc: U32::ZERO,
+        magic: MAGIC.into(),
+        uuid,
+        next: blocks.get(index + 1).map_or(0, |b| b.get()).into(),
+        generation: generation.get().into(),
+        length: to_u32(to_u64(part.len())).into(),
+        index: to_u32(to_u64(index)).into(),
+        reserved: U32::ZERO,
+    };
+    out.fill(0);
+    out[..HEADER_BYTES].copy_from_slice(header.as_bytes());
+    out[HEADER_BYTES..HEADER_BYTES + part.len()].copy_from_slice(part);
+    let crc = crc32(&out[4..]);
+    out[..4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Puts a chain together block by block, with a bound on its length.
+pub struct ChainReader {
+    uuid: [u8; 16],
+    generation: Generation,
+    expected: usize,
+    next: Option<BlockNo>,
+    blocks: Vec<BlockNo>,
+    bytes: Vec<u8>,
+}
+
+impl ChainReader {
+    /// A chain of `bytes` bytes that starts at `first`.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is longer than any catalogue.
+    pub fn new(uuid: [u8; 16], generation: Generation, first: BlockNo, bytes: u64) -> Result<Self> {
+        if bytes > to_u64(CATALOGUE_BYTES_MAX) {
+            return Err(Error::corrupt(format!("superblock: a catalogue of {bytes} bytes")));
+        }
+        let expected = to_usize(bytes);
+        Ok(Self { uuid, generation, expected, next: Some(first), blocks: vec![], bytes: vec![] })
+    }
+
+    /// The block to read next; `None` when the chain is whole.
+    #[must_use]
+    pub const fn wants(&self) -> Option<BlockNo> {
+        self.next
+    }
+
+    /// Takes the block that was wanted.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming the block.
+    pub fn take(&mut self, block: &[u8]) -> Result<()> {
+        let Some(place) = self.next else { return Ok(()) };
+        let bad = |what: &str| Error::corrupt(format!("catalogue at {place}: {what}"));
+        let (header, payload) =
+            ChainHeader::read_from_prefix(block).map_err(|_| bad("cut short"))?;
+        if block.len() != BLOCK_SIZE || header.crc.get() != crc32(&block[4..]) {
+            return Err(bad("checksum does not match"));
+        }
+        if header.magic.get() != MAGIC || header.uuid != self.uuid {
+            return Err(bad("another structure lies in its place"));
+        }
+        if header.generation.get() != self.generation.get()
+            || to_usize(u64::from(header.index.get())) != self.blocks.len()
+        {
+            return Err(bad("another version lies in its place"));
+        }
+        let length = to_usize(u64::from(header.length.get()));
+        let payload = payload.get(..length).ok_or_else(|| bad("length"))?;
+        self.bytes.extend_from_slice(payload);
+        self.blocks.push(place);
+        let last = self.blocks.len() == chain_blocks(self.expected);
+        if self.bytes.len() > self.expected
+            || (last && self.bytes.len() != self.expected)
+            || last != (header.next.get() == 0)
+        {
+            return Err(bad("its length is not the one in the superblock"));
+        }
+        self.next = (!last).then(|| BlockNo::new(header.next.get()));
+        Ok(())
+    }
+
+    /// The blocks and bytes of the whole chain.
+    #[must_use]
+    pub fn finish(self) -> (Vec<BlockNo>, Vec<u8>) {
+        (self.blocks, self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chain_round_trip_and_damage() {
+        let bytes: Vec<u8> = (0u32..10_000).map(|i| i.to_le_bytes()[0]).collect();
+        let blocks = [5, 9, 7].map(BlockNo::new);
+        assert_eq!(chain_blocks(bytes.len()), 3);
+        let generation = Generation::new(4);
+        let encoded: Vec<[u8; BLOCK_SIZE]> = (0..3)
+            .map(|i| {
+                let mut out = [0; BLOCK_SIZE];
+                encode_chain_block(&bytes, i, &blocks, generation, [1; 16], &mut out);
+                out
+            })
+            .collect();
+        let mut reader = ChainReader::new([1; 16], generation, blocks[0], 10_000).unwrap();
+        for (block, want) in encoded.iter().zip(blocks) {
+            assert_eq!(reader.wants(), Some(want));
+            reader.take(block).unwrap();
+        }
+        assert_eq!(reader.wants(), None);
+        assert_eq!(reader.finish(), (blocks.to_vec(), bytes));
+        let mut reader = ChainReader::new([1; 16], generation, blocks[0], 10_000).unwrap();
+        assert!(reader.take(&encoded[1]).is_err(), "blocks out of order");
+        let mut reader = ChainReader::new([1; 16], generation, blocks[0], 100).unwrap();
+        assert!(reader.take(&encoded[0]).is_err(), "longer than the superblock says");
+        let mut bad = encoded[0];
+        bad[4000] ^= 4;
+        let mut reader = ChainReader::new([1; 16], generation, blocks[0], 10_000).unwrap();
+        assert!(reader.take(&bad).is_err());
+    }
+}

@@ -1,0 +1,65 @@
+//! The one user of `bincode`: records and the catalogue. Fixed-width little-endian integers
+//! (`config::legacy`), so that the length of an encoding does not depend on the values in it, and
+//! a limit on what a decoder may allocate.
+
+use bincode::config::{self, Configuration, Fixint, Limit, LittleEndian};
+use bincode::{Decode, Encode};
+
+use crate::error::{Error, Result};
+use crate::limits::{CATALOGUE_BYTES_MAX, RECORD_BYTES_MAX};
+
+type Bounded<const N: usize> = Configuration<LittleEndian, Fixint, Limit<N>>;
+const RECORD: Bounded<RECORD_BYTES_MAX> = config::legacy().with_limit::<RECORD_BYTES_MAX>();
+const CATALOGUE: Bounded<CATALOGUE_BYTES_MAX> =
+    config::legacy().with_limit::<CATALOGUE_BYTES_MAX>();
+
+/// Appends the encoding of a record's payload to `out`.
+///
+/// # Errors
+/// `Invalid` when it is longer than [`RECORD_BYTES_MAX`].
+pub fn encode_record<T: Encode>(value: &T, out: &mut Vec<u8>) -> Result<()> {
+    let start = out.len();
+    bincode::encode_into_std_write(value, out, RECORD)
+        .map_err(|e| Error::invalid(format!("record cannot be encoded: {e}")))?;
+    if out.len() - start > RECORD_BYTES_MAX {
+        return Err(Error::invalid("record is longer than its limit"));
+    }
+    Ok(())
+}
+
+/// Decodes a record's payload; all of `bytes` must be used.
+///
+/// # Errors
+/// `Corrupt` on anything else than a whole value.
+pub fn decode_record<T: Decode<()>>(bytes: &[u8]) -> Result<T> {
+    whole(bincode::decode_from_slice(bytes, RECORD), bytes.len(), "journal record")
+}
+
+/// The encoding of the catalogue.
+///
+/// # Errors
+/// `Limit` when it is longer than [`CATALOGUE_BYTES_MAX`].
+pub fn encode_catalogue<T: Encode>(value: &T) -> Result<Vec<u8>> {
+    bincode::encode_to_vec(value, CATALOGUE)
+        .map_err(|e| Error::new(crate::error::ErrorKind::Limit, format!("catalogue: {e}")))
+}
+
+/// Decodes the catalogue; all of `bytes` must be used.
+///
+/// # Errors
+/// `Corrupt` on anything else than a whole value.
+pub fn decode_catalogue<T: Decode<()>>(bytes: &[u8]) -> Result<T> {
+    whole(bincode::decode_from_slice(bytes, CATALOGUE), bytes.len(), "catalogue")
+}
+
+fn whole<T>(
+    decoded: std::result::Result<(T, usize), bincode::error::DecodeError>,
+    len: usize,
+    what: &str,
+) -> Result<T> {
+    match decoded {
+        Ok((value, used)) if used == len => Ok(value),
+        Ok((_, used)) => Err(Error::corrupt(format!("{what}: {} bytes too many", len - used))),
+        Err(e) => Err(Error::corrupt(format!("{what} cannot be decoded: {e}"))),
+    }
+}

@@ -1,0 +1,226 @@
+//! The shared heart of an open pool, and the handle that each shard has of it.
+//!
+//! ```text
+//!  Pool (one a thread) --- Rc<Lane>: the thread's disk, its writes waiting to be gathered
+//!     |
+//!     `-- Arc<Core> ------ Mutex<Inner>: state + journal, held for microseconds, never over an await
+//!                    |---- checkpointer: one checkpoint at a time
+//!                    `---- events: durable, published, wanted
+//! ```
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
+
+use super::types::PoolCounters;
+use super::write::Gather;
+use crate::checkpoint::Checkpointer;
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::journal::Journal;
+use crate::state::State;
+use crate::units::{Generation, Seqno};
+
+/// How a pool is opened.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Bytes for cached nodes and table pages.
+    pub cache_bytes: u64,
+    /// Tell the device about blocks that become free.
+    pub discard: bool,
+    /// Entries in full nodes; less than the format allows only in tests.
+    pub fanout: crate::map::Fanout,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { cache_bytes: 256 << 20, discard: false, fanout: crate::map::Fanout::FULL }
+    }
+}
+
+/// What the lock protects.
+pub(crate) struct Inner {
+    /// The state of the pool.
+    pub state: State,
+    /// The journal: appended to in the same critical section in which the state changes (I3).
+    pub journal: Journal,
+    /// Everything up to here is durable.
+    pub durable: Seqno,
+    /// A sync for the journal is under way.
+    pub syncing: bool,
+    /// Why nothing is acknowledged any more (I7).
+    pub poisoned: Option<String>,
+    /// Checkpoints published since the pool was opened.
+    pub published: u64,
+    /// Generation of the last durable checkpoint.
+    pub generation: Generation,
+    /// No change is accepted any more: the pool is being closed.
+    pub closing: bool,
+    /// Blocks that the catalogue takes.
+    pub catalogue_blocks: u64,
+    /// Roots and nodes waiting to give up their children.
+    pub drops_pending: u64,
+}
+
+/// Counters, incremented without a lock.
+#[derive(Default)]
+pub(crate) struct Counters {
+    /// Reads, and the others as in [`PoolCounters`].
+    pub reads: AtomicU64,
+    /// Bytes read.
+    pub read_bytes: AtomicU64,
+    /// Writes.
+    pub writes: AtomicU64,
+    /// Bytes written by users.
+    pub written_bytes: AtomicU64,
+    /// Bytes of data written to the device.
+    pub data_bytes: AtomicU64,
+    /// Bytes of nodes, tables, catalogue and superblocks written to the device.
+    pub metadata_bytes: AtomicU64,
+    /// Flushes by users.
+    pub flushes: AtomicU64,
+    /// Syncs of the device.
+    pub syncs: AtomicU64,
+    /// Checkpoints.
+    pub checkpoints: AtomicU64,
+    /// Writes refused for lack of space.
+    pub no_space: AtomicU64,
+    /// Damaged data blocks met.
+    pub checksum_errors: AtomicU64,
+    /// Nodes and table pages read.
+    pub metadata_reads: AtomicU64,
+}
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+/// Shared state of an open pool.
+pub struct Core {
+    inner: Mutex<Inner>,
+    /// One checkpoint at a time, and what only checkpoints touch.
+    pub(crate) checkpointer: tokio::sync::Mutex<Checkpointer>,
+    /// Something became durable, or the pool is poisoned.
+    pub(crate) durable_event: Notify,
+    /// A checkpoint was published, or the pool is poisoned.
+    pub(crate) published_event: Notify,
+    /// A checkpoint is wanted, or the pool is closing.
+    pub(crate) wanted_event: Notify,
+    /// Counters.
+    pub(crate) counters: Counters,
+    /// How the pool was opened.
+    pub(crate) options: OpenOptions,
+    /// Identity of the pool.
+    pub(crate) uuid: [u8; 16],
+}
+
+impl Core {
+    pub(crate) fn new(inner: Inner, checkpointer: Checkpointer, options: OpenOptions) -> Self {
+        let uuid = inner.state.uuid;
+        Self {
+            inner: Mutex::new(inner),
+            checkpointer: tokio::sync::Mutex::new(checkpointer),
+            durable_event: Notify::new(),
+            published_event: Notify::new(),
+            wanted_event: Notify::new(),
+            counters: Counters::default(),
+            options,
+            uuid,
+        }
+    }
+
+    /// The lock; never held across an await.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock()
+    }
+
+    /// A write or flush failed: nothing is acknowledged from now on (I7).
+    pub(crate) fn poison(&self, error: &Error) {
+        let mut inner = self.lock();
+        if inner.poisoned.is_none() {
+            tracing::error!(%error, "pool poisoned: open it again to recover");
+            inner.poisoned = Some(error.to_string());
+        }
+        drop(inner);
+        self.durable_event.notify_waiters();
+        self.published_event.notify_waiters();
+        self.wanted_event.notify_one();
+    }
+
+    /// Asks the background task for a checkpoint.
+    pub(crate) fn want_checkpoint(&self) {
+        self.wanted_event.notify_one();
+    }
+
+    pub(crate) fn snapshot_counters(&self, journal_bytes: u64) -> PoolCounters {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let c = &self.counters;
+        PoolCounters {
+            reads: get(&c.reads),
+            read_bytes: get(&c.read_bytes),
+            writes: get(&c.writes),
+            written_bytes: get(&c.written_bytes),
+            data_bytes: get(&c.data_bytes),
+            metadata_bytes: get(&c.metadata_bytes),
+            journal_bytes,
+            flushes: get(&c.flushes),
+            syncs: get(&c.syncs),
+            checkpoints: get(&c.checkpoints),
+            no_space: get(&c.no_space),
+            checksum_errors: get(&c.checksum_errors),
+            metadata_reads: get(&c.metadata_reads),
+        }
+    }
+}
+
+impl Inner {
+    /// Fails when the pool takes no change.
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        if let Some(reason) = &self.poisoned {
+            return Err(Error::new(
+                ErrorKind::Poisoned,
+                format!("the pool stopped after an error and must be opened again: {reason}"),
+            ));
+        }
+        if self.closing {
+            return Err(Error::new(ErrorKind::Shutdown, "the pool is being closed"));
+        }
+        Ok(())
+    }
+}
+
+/// What belongs to one thread.
+pub(crate) struct Lane {
+    pub(crate) disk: Rc<dyn Disk>,
+    pub(crate) gather: RefCell<Gather>,
+}
+
+/// A handle of an open pool for one thread; cheap to clone.
+#[derive(Clone)]
+pub struct Pool {
+    pub(crate) core: Arc<Core>,
+    pub(crate) lane: Rc<Lane>,
+}
+
+impl Pool {
+    /// A handle for this thread, with the thread's own access to the disk.
+    #[must_use]
+    pub fn attach(core: Arc<Core>, disk: Rc<dyn Disk>) -> Self {
+        Self { core, lane: Rc::new(Lane { disk, gather: RefCell::new(Gather::default()) }) }
+    }
+
+    /// What the handles of all threads share.
+    #[must_use]
+    pub fn core(&self) -> Arc<Core> {
+        Arc::clone(&self.core)
+    }
+
+    pub(crate) fn disk(&self) -> &Rc<dyn Disk> {
+        &self.lane.disk
+    }
+}

@@ -1,0 +1,221 @@
+//! Fetching what an operation misses: nodes, table pages, allocation groups, room. Each function
+//! returns when it is worth trying again.
+
+use super::core::{Inner, Pool, count};
+use crate::disk::Buf;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::geometry::{PAGE_ENTRIES, PageId, Table};
+use crate::format::group::{BlockType, TablePage};
+use crate::map::Missing;
+use crate::space::{Bitmap, MissingTable, TakeError};
+use crate::state::{NODE_RESERVE, Need};
+use crate::units::{BLOCK_SIZE, BlockNo, to_u64, to_usize};
+
+/// Attempts at reading something that a checkpoint replaces under the reader's hands.
+const RETRIES: usize = 8;
+
+/// Keeps blocks that were looked up from being allocated again while they are read.
+pub(crate) struct Pin {
+    pool: Pool,
+    token: u64,
+}
+
+impl Pin {
+    pub(crate) fn new(pool: &Pool, inner: &mut Inner) -> Self {
+        Self { pool: pool.clone(), token: inner.state.reuse.pin() }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut inner = self.pool.core.lock();
+        inner.state.reuse.unpin(self.token);
+        inner.recycle();
+    }
+}
+
+impl Inner {
+    /// Lets go of freed blocks whose readers have finished.
+    pub(crate) fn recycle(&mut self) {
+        for run in self.state.reuse.reusable() {
+            self.state.space.release(run);
+        }
+    }
+
+    /// Sets blocks aside for new nodes until `count` are at hand.
+    pub(crate) fn refill_nodes(&mut self, count: usize) -> std::result::Result<(), TakeError> {
+        let want = count.max(NODE_RESERVE.min(to_usize(self.state.space.free() / 16)));
+        while self.state.node_blocks.len() < want {
+            let missing = to_u64(want - self.state.node_blocks.len());
+            match self.state.space.take(missing) {
+                Ok(run) => {
+                    let blocks = (0..run.len).rev().map(|i| run.block.plus(i));
+                    self.state.node_blocks.splice(0..0, blocks);
+                }
+                Err(_) if self.state.node_blocks.len() >= count => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pool {
+    pub(crate) fn pin(&self) -> Pin {
+        Pin::new(self, &mut self.core.lock())
+    }
+
+    /// Reads one block of metadata.
+    pub(crate) async fn read_block(&self, place: BlockNo) -> Result<Buf> {
+        count(&self.core.counters.metadata_reads, 1);
+        let (buf, result) = self.disk().read(place, Buf::new(1)).await;
+        result.map(|()| buf)
+    }
+
+    /// Brings a node into the cache. The caller holds a [`Pin`] from before it looked the node up.
+    pub(crate) async fn load_node(&self, missing: &Missing) -> Result<()> {
+        let buf = self.read_block(missing.block).await?;
+        let mut inner = self.core.lock();
+        inner.state.cache.insert_loaded(missing, buf.as_bytes())
+    }
+
+    /// Brings a header or table page into the cache.
+    pub(crate) async fn load_table(&self, missing: MissingTable) -> Result<()> {
+        let buf = self.read_block(missing.place()).await?;
+        self.core.lock().state.tables.install(missing, buf.as_bytes())
+    }
+
+    /// Loads the free blocks of a group: those without a reference in the last durable checkpoint
+    /// that nobody waits for.
+    pub(crate) async fn load_group(&self, group: u32) -> Result<()> {
+        for _ in 0..RETRIES {
+            if self.core.lock().state.space.is_loaded(group) {
+                return Ok(());
+            }
+            let before = self.core.lock().state.tables.entry(group).generation;
+            let pages = self.read_counts(group).await;
+            let mut inner = self.core.lock();
+            if inner.state.tables.entry(group).generation != before {
+                continue; // A checkpoint has replaced the pages while they were read.
+            }
+            let bitmap = inner.free_blocks(group, &pages?);
+            inner.state.space.install(group, bitmap);
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Busy, format!("group {group} changes too fast to be loaded")))
+    }
+
+    /// The pages of a group's reference counts; `None` for one that was never written.
+    async fn read_counts(&self, group: u32) -> Result<Vec<Option<Box<TablePage>>>> {
+        let header = loop {
+            let found = self.core.lock().state.tables.header(group);
+            match found {
+                Ok(header) => break header,
+                Err(missing) => self.load_table(missing).await?,
+            }
+        };
+        let geometry = self.core.lock().state.geometry;
+        let first = PageId { group, table: Table::Refs, page: 0 };
+        let ids =
+            (0..crate::units::to_u32(geometry.group_pages)).map(|page| PageId { page, ..first });
+        let versions: Vec<_> = ids.map(|id| (id, header.version(id))).collect();
+        if versions.iter().all(|(_, (_, generation))| generation.get() == 0) {
+            return Ok(versions.iter().map(|_| None).collect());
+        }
+        count(&self.core.counters.metadata_reads, 1);
+        let both_slots = Buf::new(to_usize(2 * geometry.group_pages));
+        let (buf, result) = self.disk().read(geometry.page_place(first, 0), both_slots).await;
+        result?;
+        let decode = |(id, (slot, generation)): &(PageId, (u64, _))| {
+            let at = to_usize(2 * u64::from(id.page) + slot) * BLOCK_SIZE;
+            let bytes = &buf.as_bytes()[at..at + BLOCK_SIZE];
+            let never: bool = crate::units::Generation::get(*generation) == 0;
+            if never { Ok(None) } else { TablePage::decode(bytes, *id, *generation).map(Some) }
+        };
+        versions.iter().map(decode).collect()
+    }
+
+    /// Fetches what `prepare` has asked for.
+    pub(crate) async fn fetch(&self, need: Need) -> Result<()> {
+        match need {
+            Need::Node(missing) => self.load_node(&missing).await,
+            Need::NodeBlocks(count) => self.provide_nodes(count).await,
+            Need::Refused(error) => Err(error),
+        }
+    }
+
+    async fn provide_nodes(&self, count: usize) -> Result<()> {
+        loop {
+            let (result, published) = {
+                let mut inner = self.core.lock();
+                inner.check_alive()?;
+                (inner.refill_nodes(count), inner.published)
+            };
+            match result {
+                Ok(()) => return Ok(()),
+                Err(TakeError::Load(group)) => self.load_group(group).await?,
+                Err(TakeError::Full) => self.await_space(published).await?,
+            }
+        }
+    }
+
+    /// Waits for a checkpoint in the hope of free blocks; fails when there is nothing to gain.
+    pub(crate) async fn await_space(&self, published: u64) -> Result<()> {
+        let hope = {
+            let inner = self.core.lock();
+            inner.published != published
+                || !inner.state.log.is_empty()
+                || inner.drops_pending > 0
+                || inner.state.reuse.waiting().next().is_some()
+        };
+        if !hope {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                "the pool is full; delete volumes or snapshots, or grow it with `pando pool grow`",
+            ));
+        }
+        self.await_published(published).await
+    }
+
+    /// Waits until a checkpoint after number `published` is durable.
+    pub(crate) async fn await_published(&self, published: u64) -> Result<()> {
+        loop {
+            let event = self.core.published_event.notified();
+            {
+                let inner = self.core.lock();
+                if let Some(reason) = &inner.poisoned {
+                    return Err(Error::new(ErrorKind::Poisoned, reason.clone()));
+                }
+                if inner.published > published {
+                    return Ok(());
+                }
+                inner.check_alive()?;
+            }
+            self.core.want_checkpoint();
+            event.await;
+        }
+    }
+}
+
+impl Inner {
+    fn free_blocks(&self, group: u32, pages: &[Option<Box<TablePage>>]) -> Bitmap {
+        let state = &self.state;
+        let group = u64::from(group);
+        let mut bitmap = Bitmap::full(state.geometry.group_len(group));
+        for index in 0..state.geometry.group_len(group) {
+            let page = pages[to_usize(index / PAGE_ENTRIES)].as_ref();
+            let entry = page.map_or(0, |page| page.get(to_usize(index % PAGE_ENTRIES)));
+            if BlockType::of(entry) == BlockType::Free {
+                bitmap.set(index, 1, true);
+            }
+        }
+        for run in state.reuse.waiting() {
+            if let Some((owner, index)) = state.geometry.locate(run.block)
+                && owner == group
+            {
+                bitmap.set(index, run.len, false);
+            }
+        }
+        bitmap
+    }
+}

@@ -1,0 +1,75 @@
+//! Group commit: one leader pads the journal and syncs the pool; the others wait for their
+//! sequence number. A flush covers everything acknowledged before it, on any handle.
+
+use std::sync::Arc;
+
+use super::core::{Core, Pool, count};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::Seqno;
+
+/// Ends a sync that was given up halfway (its future was dropped): somebody else may lead.
+struct Leading(Arc<Core>);
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        self.0.lock().syncing = false;
+        self.0.durable_event.notify_waiters();
+    }
+}
+
+impl Pool {
+    /// Everything that was acknowledged before the call is durable when this returns.
+    ///
+    /// # Errors
+    /// The device's, after which the pool is poisoned.
+    pub async fn flush(&self) -> Result<()> {
+        count(&self.core.counters.flushes, 1);
+        let target = self.core.lock().state.seqno;
+        self.commit(target).await
+    }
+
+    /// Makes all records up to `seqno` durable.
+    pub(crate) async fn commit(&self, seqno: Seqno) -> Result<()> {
+        loop {
+            let changed = self.core.durable_event.notified();
+            let target = {
+                let mut inner = self.core.lock();
+                if let Some(reason) = &inner.poisoned {
+                    return Err(Error::new(ErrorKind::Poisoned, reason.clone()));
+                }
+                if inner.durable >= seqno {
+                    return Ok(());
+                }
+                if inner.syncing {
+                    None
+                } else {
+                    inner.syncing = true;
+                    inner.journal.pad();
+                    Some(inner.state.seqno)
+                }
+            };
+            match target {
+                Some(target) => self.lead(target).await?,
+                None => changed.await,
+            }
+        }
+    }
+
+    async fn lead(&self, target: Seqno) -> Result<()> {
+        let leading = Leading(Arc::clone(&self.core));
+        count(&self.core.counters.syncs, 1);
+        match self.disk().sync().await {
+            Ok(()) => {
+                let mut inner = self.core.lock();
+                inner.durable = inner.durable.max(target);
+                drop(inner);
+                drop(leading);
+                Ok(())
+            }
+            Err(error) => {
+                self.core.poison(&error);
+                Err(error)
+            }
+        }
+    }
+}

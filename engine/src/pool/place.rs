@@ -1,0 +1,223 @@
+//! Admission: whether a write may have fresh blocks, and which. Growth gets ENOSPC at once, for
+//! that request alone; overwrites of a volume's own blocks, which the next checkpoint pays back,
+//! go on into the reserve.
+//!
+//! ```text
+//!  free blocks   |<- hard reserve ->|<- overwrites ->|<-- growth -->|
+//!                |  nodes, catalogue|                |
+//! ```
+
+use super::core::{Inner, Pool, count};
+use super::write::Pending;
+use crate::disk::Buf;
+use crate::error::{Error, ErrorKind};
+use crate::format::record::MapRun;
+use crate::map;
+use crate::space::{Run, TakeError};
+use crate::units::{BLOCK_SIZE, to_u32, to_usize};
+
+/// Checkpoints that a write waits for before it is told that the pool is full.
+const PATIENCE: usize = 4;
+
+/// A write that has its blocks.
+pub(crate) struct Placed {
+    pub(crate) write: Pending,
+    /// Where its blocks are, in their order.
+    pub(crate) runs: Vec<Run>,
+    /// Checksums of its blocks.
+    pub(crate) sums: Vec<u32>,
+    /// Blocks not yet in the map.
+    pub(crate) blocks: u64,
+}
+
+/// What became of the request for blocks.
+pub(crate) enum Admission {
+    /// It has them.
+    Placed(Placed),
+    /// It gets none.
+    Refused(Pending, Error),
+    /// Something must happen first.
+    Wait(Pending, Wait),
+}
+
+/// What a write waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wait {
+    /// A group must be loaded.
+    Group(u32),
+    /// Blocks must be freed by a checkpoint; this many were published.
+    Space(u64),
+}
+
+impl Placed {
+    /// The buffers of the runs; a write in one run, the usual case, is not copied.
+    pub(crate) fn take_bufs(&mut self) -> Vec<Buf> {
+        let whole = std::mem::replace(&mut self.write.buf, Buf::new(1));
+        if self.runs.len() == 1 {
+            return vec![whole];
+        }
+        let mut from = 0;
+        let mut part = |run: &Run| {
+            let mut buf = Buf::new(to_usize(run.len));
+            let end = from + to_usize(run.len) * BLOCK_SIZE;
+            buf.as_mut_bytes().copy_from_slice(&whole.as_bytes()[from..end]);
+            from = end;
+            buf
+        };
+        self.runs.iter().map(&mut part).collect()
+    }
+
+    /// The runs as the record names them.
+    pub(crate) fn map_runs(&self, out: &mut Vec<MapRun>) {
+        let mut lba = self.write.lba;
+        for run in &self.runs {
+            let len = to_u32(run.len);
+            out.push(MapRun { volume: self.write.volume, lba, block: run.block, len });
+            lba = lba.plus(run.len);
+        }
+    }
+
+    /// The first `len` blocks, all of the first run, are in the map.
+    pub(crate) fn advance(&mut self, len: u64) {
+        self.write.lba = self.write.lba.plus(len);
+        self.sums.drain(..to_usize(len));
+        self.blocks -= len;
+        let first = &mut self.runs[0];
+        first.block = first.block.plus(len);
+        first.len -= len;
+        if first.len == 0 {
+            self.runs.remove(0);
+        }
+    }
+}
+
+impl Inner {
+    /// Blocks that only checkpoints may use: two catalogues, and nodes for a while.
+    pub(crate) fn hard_reserve(&self) -> u64 {
+        let usable = self.state.geometry.usable_blocks();
+        (usable / 64).clamp(16, 8192) + 2 * self.catalogue_blocks
+    }
+
+    /// Blocks that growth leaves alone: the hard reserve and as much again for overwrites.
+    pub(crate) fn growth_reserve(&self) -> u64 {
+        2 * self.hard_reserve()
+    }
+
+    /// Checks a write and takes blocks for it.
+    pub(crate) fn admit(&mut self, write: Pending) -> Admission {
+        let blocks = write.buf.block_count();
+        if let Err(error) = self.check_alive() {
+            return Admission::Refused(write, error);
+        }
+        let Some(volume) = self.state.volume(write.volume) else {
+            let error = Error::new(ErrorKind::NotFound, format!("{} was deleted", write.volume));
+            return Admission::Refused(write, error);
+        };
+        if volume.refuses_writes() {
+            let what = format!("volume {} is read-only", volume.entry.name);
+            return Admission::Refused(write, Error::new(ErrorKind::ReadOnly, what));
+        }
+        debug_assert!(volume.holds(write.lba, blocks), "the volume has checked the range");
+        let may_grow = volume.may_grow(blocks);
+        let roomy = self.has_space_to_grow(&write, blocks);
+        if may_grow && roomy {
+            return self.place(write, blocks);
+        }
+        let overwrites = self.overwrites_own(&write, blocks);
+        if !overwrites && !may_grow {
+            let name = self.state.volume(write.volume).map_or("", |v| &v.entry.name);
+            let what = format!("volume {name} has reached its growth limit");
+            return Admission::Refused(write, Error::new(ErrorKind::NoSpace, what));
+        }
+        let free = self.state.space.free();
+        if roomy || (overwrites && free >= blocks + self.hard_reserve()) {
+            return self.place(write, blocks);
+        }
+        let published = self.published;
+        Admission::Wait(write, Wait::Space(published))
+    }
+
+    fn place(&mut self, write: Pending, blocks: u64) -> Admission {
+        let mut runs = Vec::with_capacity(1);
+        let mut left = blocks;
+        while left > 0 {
+            match self.state.space.take(left) {
+                Ok(run) => {
+                    left -= run.len;
+                    runs.push(run);
+                }
+                Err(error) => {
+                    for run in runs {
+                        self.state.space.untake(run);
+                    }
+                    let wait = match error {
+                        TakeError::Load(group) => Wait::Group(group),
+                        TakeError::Full => Wait::Space(self.published),
+                    };
+                    return Admission::Wait(write, wait);
+                }
+            }
+        }
+        if let Some(volume) = self.state.volume_mut(write.volume) {
+            volume.inflight_blocks += blocks;
+        }
+        Admission::Placed(Placed { write, runs, sums: Vec::new(), blocks })
+    }
+
+    /// Whether there is room for growth: it stops before the reserve and before what others were
+    /// promised; promised blocks may go further.
+    fn has_space_to_grow(&self, write: &Pending, blocks: u64) -> bool {
+        let Some(left) = self.state.space.free().checked_sub(blocks) else { return false };
+        let reserve = self.growth_reserve();
+        if left >= reserve + self.state.reservations {
+            return true; // Without adding up who was promised what.
+        }
+        let promised = self.state.volume(write.volume).map_or(0, |v| v.unmet_reservation());
+        if promised >= blocks {
+            return left >= self.hard_reserve();
+        }
+        left >= reserve + self.state.reserved_blocks() - promised
+    }
+
+    /// Whether every block that the write replaces is the volume's own for certain, so that the
+    /// next checkpoint gives as many blocks back.
+    fn overwrites_own(&self, write: &Pending, blocks: u64) -> bool {
+        let Some(volume) = self.state.volume(write.volume) else { return false };
+        let Some(root) = volume.entry.root.as_ref() else { return false };
+        let shared_at = volume.entry.shared_at;
+        map::is_own(&self.state.cache, root, shared_at, write.lba, blocks)
+    }
+}
+
+impl Pool {
+    /// Writes what could not be placed at once: fetches what was missing and tries again.
+    pub(crate) async fn write_waiting(&self, mut write: Pending, mut wait: Wait) {
+        let mut patience = PATIENCE;
+        loop {
+            let fetched = match wait {
+                Wait::Group(group) => self.load_group(group).await,
+                Wait::Space(_) if patience == 0 => Err(Error::new(
+                    ErrorKind::NoSpace,
+                    "the pool is full; delete volumes or grow it",
+                )),
+                Wait::Space(published) => {
+                    patience -= 1;
+                    self.await_space(published).await
+                }
+            };
+            if let Err(error) = fetched {
+                if error.kind() == ErrorKind::NoSpace {
+                    count(&self.core.counters.no_space, 1);
+                }
+                drop(write.done.send(Err(error)));
+                return;
+            }
+            let admission = self.core.lock().admit(write);
+            match admission {
+                Admission::Placed(placed) => return self.write_batch(vec![placed]).await,
+                Admission::Refused(write, error) => return drop(write.done.send(Err(error))),
+                Admission::Wait(same, next) => (write, wait) = (same, next),
+            }
+        }
+    }
+}

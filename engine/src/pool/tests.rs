@@ -1,0 +1,147 @@
+//! The pool on a simulated disk, in one thread.
+
+use std::rc::Rc;
+
+use super::*;
+use crate::disk::executor::spawn_local;
+use crate::disk::sim::{SimDisk, SimOptions};
+use crate::disk::{Buf, Disk};
+use crate::error::{ErrorKind, Result};
+use crate::units::{BLOCK_SIZE, VolumeId};
+
+const BLOCK: u64 = 4096;
+
+fn format_options(disk: &Rc<dyn Disk>) -> FormatOptions {
+    FormatOptions {
+        size_bytes: disk.len_bytes(),
+        journal_bytes: Some(32 * BLOCK),
+        force: false,
+        uuid: [9; 16],
+    }
+}
+
+async fn open(sim: &SimDisk) -> Result<Pool> {
+    let options = OpenOptions {
+        cache_bytes: 4 << 20,
+        fanout: crate::map::Fanout { leaf_max: 8, inner_max: 6 },
+        ..OpenOptions::default()
+    };
+    let pool = Pool::open(sim.disk(), |at, len| sim.map_ring(at, len), options).await?;
+    let background = pool.clone();
+    spawn_local(async move { background.run_background().await });
+    Ok(pool)
+}
+
+fn volume(name: &str, source: Source) -> CreateVolume {
+    CreateVolume {
+        name: name.into(),
+        size_bytes: (source == Source::Empty).then_some(4 << 20),
+        source,
+        snapshot: false,
+        read_only: false,
+        reservation_bytes: 0,
+        growth_limit_bytes: 0,
+        labels: std::collections::BTreeMap::new(),
+        created_at: 1,
+    }
+}
+
+fn filled(blocks: usize, byte: u8) -> Buf {
+    let mut buf = Buf::new(blocks);
+    buf.as_mut_bytes().fill(byte);
+    buf
+}
+
+async fn write(pool: &Pool, id: VolumeId, offset: u64, len: u32, byte: u8) -> Result<()> {
+    let blocks = (offset % BLOCK + u64::from(len)).div_ceil(BLOCK);
+    let buf = filled(usize::try_from(blocks).unwrap(), byte);
+    pool.device(id)?.write(offset, len, buf, false).await
+}
+
+async fn read(pool: &Pool, id: VolumeId, offset: u64, len: u32) -> Vec<u8> {
+    pool.device(id).unwrap().read(offset, len).await.unwrap().bytes().to_vec()
+}
+
+#[test]
+fn write_clone_overwrite_reopen() {
+    let sim = SimDisk::new(1, 4096, SimOptions::default());
+    let ids = sim.run(async {
+        let disk = sim.disk();
+        Pool::format(&disk, &format_options(&disk)).await.unwrap();
+        let again = Pool::format(&disk, &format_options(&disk)).await.unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::Exists);
+        let pool = open(&sim).await.unwrap();
+        let a = pool.create(volume("a", Source::Empty)).await.unwrap().id;
+        write(&pool, a, 0, 64 * 4096, 1).await.unwrap();
+        write(&pool, a, 100 * 512, 512, 2).await.unwrap();
+        let b = pool.create(volume("b", Source::Volume(a))).await.unwrap();
+        assert_eq!(b.mapped_bytes, 64 * BLOCK);
+        let b = b.id;
+        write(&pool, b, 4096, 4096, 3).await.unwrap();
+        write(&pool, a, 8192, 4096, 4).await.unwrap();
+        pool.checkpoint().await.unwrap();
+        write(&pool, a, 12288, 4096, 5).await.unwrap();
+        pool.flush().await.unwrap();
+        (a, b)
+    });
+    let (a, b) = ids.unwrap();
+    // The power fails; everything was flushed.
+    let image = sim.image_after_cut(crate::disk::sim::CutPlan::KeepNone);
+    let sim = SimDisk::from_image(image, 2, SimOptions::default());
+    sim.run(async {
+        let pool = open(&sim).await.unwrap();
+        assert_eq!(read(&pool, a, 4096, 4096).await, vec![1; BLOCK_SIZE]);
+        assert_eq!(read(&pool, b, 4096, 4096).await, vec![3; BLOCK_SIZE]);
+        assert_eq!(read(&pool, a, 8192, 4096).await, vec![4; BLOCK_SIZE]);
+        assert_eq!(read(&pool, b, 8192, 4096).await, vec![1; BLOCK_SIZE]);
+        assert_eq!(read(&pool, a, 12288, 4096).await, vec![5; BLOCK_SIZE]);
+        assert_eq!(read(&pool, a, 100 * 512, 512).await, vec![2; 512]);
+        assert_eq!(read(&pool, b, 100 * 512 - 512, 512).await, vec![1; 512]);
+        assert_eq!(read(&pool, a, 3 << 20, 4096).await, vec![0; BLOCK_SIZE]);
+        pool.device(a).unwrap().discard(0, 32 * BLOCK, false).await.unwrap();
+        assert_eq!(read(&pool, a, 0, 4096).await, vec![0; BLOCK_SIZE]);
+        assert_eq!(read(&pool, b, 0, 4096).await, vec![1; BLOCK_SIZE]);
+        pool.delete(a).await.unwrap();
+        pool.delete(b).await.unwrap();
+        while pool.status().pending_bytes > 0 || pool.status().deletions_pending > 0 {
+            pool.checkpoint().await.unwrap();
+        }
+        pool.checkpoint().await.unwrap();
+        pool.close().await.unwrap();
+        let pool = open(&sim).await.unwrap();
+        let status = pool.status();
+        let nodes = 256.min(status.free_bytes / BLOCK / 16) * BLOCK;
+        assert!(status.free_bytes + 3 * BLOCK + nodes >= status.usable_bytes, "{status:?}");
+    })
+    .unwrap();
+}
+
+#[test]
+fn random_overwrites_lap_the_journal() {
+    for seed in 0..4 {
+        let sim = SimDisk::new(seed, 4096, SimOptions::default());
+        sim.run(async {
+            let disk = sim.disk();
+            Pool::format(&disk, &format_options(&disk)).await.unwrap();
+            let pool = open(&sim).await.unwrap();
+            let a = pool.create(volume("a", Source::Empty)).await.unwrap().id;
+            let mut model = vec![0u8; 1024];
+            let mut random = crate::disk::sim::Rng::new(seed);
+            for round in 0..1500u32 {
+                let lba = random.below(1024);
+                let byte = u8::try_from(round % 251).unwrap() + 1;
+                write(&pool, a, lba * BLOCK, 4096, byte).await.unwrap();
+                model[usize::try_from(lba).unwrap()] = byte;
+                if round % 7 == 0 {
+                    pool.flush().await.unwrap();
+                }
+            }
+            for (lba, byte) in (0u64..).zip(&model) {
+                let got = read(&pool, a, lba * BLOCK, 4096).await;
+                assert!(got.iter().all(|b| b == byte), "lba {lba}");
+            }
+            assert!(pool.counters().checkpoints > 2);
+        })
+        .unwrap();
+    }
+}

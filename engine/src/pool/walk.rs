@@ -1,0 +1,115 @@
+//! What a volume's map says: mapped runs, and the space that a volume takes.
+
+use super::core::Pool;
+use crate::device::MappedRun;
+use crate::error::{Error, ErrorKind, Result};
+use crate::map::{self, Extent};
+use crate::state::Need;
+use crate::units::{BLOCK_BYTES, Lba, VolumeId, blocks_for};
+
+/// Extents looked up at once.
+const EXTENTS: usize = 1024;
+
+impl Pool {
+    /// Extents of a volume in `[from, end)`, clipped, and how far they reach: at least one step.
+    pub(crate) async fn extents(
+        &self,
+        volume: VolumeId,
+        from: Lba,
+        end: Lba,
+    ) -> Result<(Vec<Extent>, Lba)> {
+        let _pin = self.pin();
+        let mut extents = Vec::new();
+        loop {
+            let found = {
+                let inner = self.core.lock();
+                let Some(volume) = inner.state.volume(volume) else {
+                    return Err(Error::new(ErrorKind::NotFound, format!("{volume} was deleted")));
+                };
+                let (root, len) = (volume.entry.root.as_ref(), end.get() - from.get());
+                map::lookup(&inner.state.cache, root, from, len, EXTENTS, &mut extents)
+            };
+            match found {
+                Ok(answered) => return Ok((extents, from.plus(answered))),
+                Err(missing) => self.fetch(Need::Node(missing)).await?,
+            }
+        }
+    }
+
+    /// Mapped and unmapped runs of `[offset, end)` in bytes, in order, at most `max_runs`.
+    pub(crate) async fn mapped_runs(
+        &self,
+        volume: VolumeId,
+        offset: u64,
+        end: u64,
+        max_runs: usize,
+    ) -> Result<Vec<MappedRun>> {
+        let mut runs = Runs { runs: Vec::new(), at: offset, end, max: max_runs.max(1) };
+        let last = Lba::new(blocks_for(end));
+        let mut from = Lba::new(offset / BLOCK_BYTES);
+        while from < last && !runs.is_full() {
+            let (extents, next) = self.extents(volume, from, last).await?;
+            for extent in extents {
+                let start = extent.lba.get() * BLOCK_BYTES;
+                runs.push(start, false);
+                runs.push(start + extent.len * BLOCK_BYTES, true);
+            }
+            runs.push(next.get() * BLOCK_BYTES, false);
+            from = next;
+        }
+        Ok(runs.runs)
+    }
+}
+
+/// Runs put together from pieces: neighbours of one kind become one.
+struct Runs {
+    runs: Vec<MappedRun>,
+    at: u64,
+    end: u64,
+    max: usize,
+}
+
+impl Runs {
+    /// Everything from where the last run ended up to `to` is of one kind.
+    fn push(&mut self, to: u64, mapped: bool) {
+        let to = to.min(self.end);
+        if to <= self.at {
+            return;
+        }
+        let len = to - self.at;
+        let full = self.is_full();
+        match self.runs.last_mut() {
+            Some(last) if last.mapped == mapped => last.len += len,
+            _ if full => {
+                self.end = self.at; // What comes later does not follow on the last run.
+                return;
+            }
+            _ => self.runs.push(MappedRun { offset: self.at, len, mapped }),
+        }
+        self.at = to;
+    }
+
+    /// As many runs as were asked for: the caller goes on behind the last.
+    fn is_full(&self) -> bool {
+        self.runs.len() == self.max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_joined_and_bounded() {
+        let mut runs = Runs { runs: vec![], at: 512, end: 20_000, max: 2 };
+        runs.push(4096, false);
+        runs.push(4096, true);
+        runs.push(8192, true);
+        runs.push(12_288, true);
+        runs.push(16_384, false);
+        runs.push(20_480, true);
+        let got: Vec<_> = runs.runs.iter().map(|r| (r.offset, r.len, r.mapped)).collect();
+        assert_eq!(got, [(512, 3584, false), (4096, 8192, true)]);
+        assert!(runs.is_full());
+    }
+}

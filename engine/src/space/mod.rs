@@ -1,0 +1,234 @@
+//! L2: which blocks are free. Allocation works on bitmaps of loaded groups; the tables on disk
+//! change only in a checkpoint. No I/O here: a group that is needed and not loaded is returned to
+//! the caller, who reads its reference counts and calls again.
+//!
+//! ```text
+//!  free --take()--> taken --record applied--> counted at the next checkpoint
+//!    ^                 `--untake()--> free         (the write failed or was overtaken)
+//!    `--Reuse decides-- count fell to 0 in a durable checkpoint
+//! ```
+//! A taken block that no record names is free again after a crash: nothing on disk says taken.
+
+mod alloc;
+mod clock;
+mod reuse;
+mod sums;
+mod tables;
+
+pub use alloc::Bitmap;
+pub use clock::{Clock, KeyHasher};
+pub use reuse::Reuse;
+pub use sums::FreshSums;
+pub use tables::{MissingTable, Tables};
+
+use crate::format::geometry::Geometry;
+use crate::units::{BlockNo, to_u32, to_u64, to_usize};
+
+/// Loaded groups that are kept; 8 KiB each at most.
+const LOADED_MAX: usize = 256;
+
+/// Consecutive blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// First block.
+    pub block: BlockNo,
+    /// Number of blocks.
+    pub len: u64,
+}
+
+/// Why no blocks were taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakeError {
+    /// This group has free blocks and must be loaded first.
+    Load(u32),
+    /// Nothing is free.
+    Full,
+}
+
+struct Group {
+    /// Blocks that may be allocated (loaded), or are believed to be (not loaded).
+    free: u64,
+    bitmap: Option<Bitmap>,
+    /// Blocks taken that are neither in a record nor given back: the bitmap alone knows them.
+    outstanding: u64,
+    /// The seal whose checkpoint has the last takes in its tables.
+    touched: u64,
+}
+
+/// The free blocks of the pool.
+pub struct Space {
+    geometry: Geometry,
+    groups: Vec<Group>,
+    free: u64,
+    current: usize,
+    cursor: u64,
+    loaded: usize,
+    seals: u64,
+}
+
+impl Space {
+    /// A pool with `free[i]` free blocks in group *i*, none loaded.
+    #[must_use]
+    pub fn new(geometry: Geometry, free: impl Iterator<Item = u64>) -> Self {
+        let groups: Vec<Group> =
+            free.map(|free| Group { free, bitmap: None, outstanding: 0, touched: 0 }).collect();
+        let free = groups.iter().map(|g| g.free).sum();
+        Self { geometry, groups, free, current: 0, cursor: 0, loaded: 0, seals: 0 }
+    }
+
+    /// Blocks that may be allocated.
+    #[must_use]
+    pub const fn free(&self) -> u64 {
+        self.free
+    }
+
+    /// Whether the group's bitmap is present.
+    #[must_use]
+    pub fn is_loaded(&self, group: u32) -> bool {
+        self.groups[to_usize(u64::from(group))].bitmap.is_some()
+    }
+
+    /// Hands in the bitmap of a group: free is what has no reference in the last durable
+    /// checkpoint and is not waiting in [`Reuse`].
+    pub fn install(&mut self, group: u32, bitmap: Bitmap) {
+        if self.is_loaded(group) {
+            return;
+        }
+        self.unload_idle();
+        let entry = &mut self.groups[to_usize(u64::from(group))];
+        self.free = self.free - entry.free + bitmap.free();
+        entry.free = bitmap.free();
+        entry.bitmap = Some(bitmap);
+        self.loaded += 1;
+    }
+
+    /// Takes up to `want` consecutive blocks, going on behind the last ones.
+    ///
+    /// # Errors
+    /// A group to load first, or nothing free.
+    pub fn take(&mut self, want: u64) -> Result<Run, TakeError> {
+        assert!(want > 0, "a run has blocks");
+        if self.groups[self.current].free == 0 {
+            self.current = self.roomiest().ok_or(TakeError::Full)?;
+            self.cursor = 0;
+        }
+        let group = &mut self.groups[self.current];
+        let Some(bitmap) = group.bitmap.as_mut() else {
+            return Err(TakeError::Load(to_u32(to_u64(self.current))));
+        };
+        let (index, len) = bitmap.find(self.cursor, want).expect("free blocks are found");
+        bitmap.set(index, len, false);
+        group.free -= len;
+        group.outstanding += len;
+        self.free -= len;
+        self.cursor = index + len;
+        Ok(Run { block: self.geometry.block_at(to_u64(self.current), index), len })
+    }
+
+    /// Marks blocks of loaded groups as taken: records that are replayed name them.
+    ///
+    /// # Errors
+    /// The group to load first; `Full` when a block is not free, so that the journal and the
+    /// tables contradict each other.
+    pub fn take_exactly(&mut self, run: Run) -> Result<(), TakeError> {
+        let (group, index) = self.geometry.locate(run.block).ok_or(TakeError::Full)?;
+        let entry = &mut self.groups[to_usize(group)];
+        let Some(bitmap) = entry.bitmap.as_mut() else {
+            return Err(TakeError::Load(to_u32(group)));
+        };
+        if (index..index + run.len).any(|i| !bitmap.is_free(i)) {
+            return Err(TakeError::Full);
+        }
+        bitmap.set(index, run.len, false);
+        entry.free -= run.len;
+        entry.outstanding += run.len;
+        self.free -= run.len;
+        Ok(())
+    }
+
+    /// Taken blocks are named by a record now; the next checkpoint counts them.
+    pub fn recorded(&mut self, run: Run) {
+        let (group, _) = self.geometry.locate(run.block).expect("only taken blocks are recorded");
+        let entry = &mut self.groups[to_usize(group)];
+        entry.outstanding -= run.len;
+        entry.touched = self.seals + 1;
+    }
+
+    /// Gives back taken blocks that no record names.
+    pub fn untake(&mut self, run: Run) {
+        let (group, _) = self.geometry.locate(run.block).expect("only taken blocks come back");
+        self.groups[to_usize(group)].outstanding -= run.len;
+        self.release(run);
+    }
+
+    /// Blocks that [`Reuse`] lets go are free again.
+    pub fn release(&mut self, run: Run) {
+        let (group, index) = self.geometry.locate(run.block).expect("only taken blocks come back");
+        let entry = &mut self.groups[to_usize(group)];
+        if let Some(bitmap) = entry.bitmap.as_mut() {
+            bitmap.set(index, run.len, true);
+        }
+        entry.free += run.len;
+        self.free += run.len;
+    }
+
+    /// A checkpoint is sealed.
+    pub fn sealed(&mut self) {
+        self.seals += 1;
+    }
+
+    /// The group where the next blocks should come from, when the current one runs out of them
+    /// within `ahead` blocks and the next is not loaded.
+    #[must_use]
+    pub fn wants_load(&self, ahead: u64) -> Option<u32> {
+        let loaded: u64 = self.groups.iter().filter(|g| g.bitmap.is_some()).map(|g| g.free).sum();
+        if loaded >= ahead.min(self.free) {
+            return None;
+        }
+        let unloaded = self.groups.iter().enumerate().filter(|(_, g)| g.bitmap.is_none());
+        let (group, best) = unloaded.max_by_key(|(i, g)| (g.free, std::cmp::Reverse(*i)))?;
+        (best.free > 0).then(|| to_u32(to_u64(group)))
+    }
+
+    /// The pool has grown.
+    pub fn grow(&mut self, geometry: Geometry, free: impl Iterator<Item = u64>) {
+        self.geometry = geometry;
+        for (index, free) in free.enumerate() {
+            if index >= self.groups.len() {
+                self.groups.push(Group { free, bitmap: None, outstanding: 0, touched: 0 });
+                self.free += free;
+            }
+        }
+    }
+
+    /// The last group of before has `added` more blocks, all free.
+    pub fn lengthen(&mut self, group: u32, added: u64) {
+        let entry = &mut self.groups[to_usize(u64::from(group))];
+        if let Some(bitmap) = entry.bitmap.as_mut() {
+            bitmap.lengthen(added);
+        }
+        entry.free += added;
+        self.free += added;
+    }
+
+    fn roomiest(&self) -> Option<usize> {
+        let groups = self.groups.iter().enumerate();
+        let (index, group) = groups.max_by_key(|(i, g)| (g.free, std::cmp::Reverse(*i)))?;
+        (group.free > 0).then_some(index)
+    }
+
+    /// Forgets the bitmap of a group whose takes are all in the tables.
+    fn unload_idle(&mut self) {
+        if self.loaded < LOADED_MAX {
+            return;
+        }
+        let (current, seals) = (self.current, self.seals);
+        let idle = self.groups.iter_mut().enumerate().find(|(i, g)| {
+            g.bitmap.is_some() && *i != current && g.outstanding == 0 && g.touched < seals
+        });
+        if let Some((_, group)) = idle {
+            group.bitmap = None;
+            self.loaded -= 1;
+        }
+    }
+}

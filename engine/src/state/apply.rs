@@ -1,0 +1,257 @@
+//! `apply`: the one door through which the state changes. `prepare` looks first for everything
+//! that `apply` will need and changes nothing; what it misses the caller fetches.
+
+use std::sync::Arc;
+
+use super::volumes::{check_labels, check_name, check_size};
+use super::{State, Volume};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalogue::VolumeEntry;
+use crate::format::geometry::Table;
+use crate::format::record::{MapRun, NewProperties, NewVolume, Record};
+use crate::limits;
+use crate::map::{self, EditContext, FreshNodes, Missing, NODES_PER_EDIT_MAX, RefChange, RefDelta};
+use crate::space::{Run, Space};
+use crate::units::{BlockNo, Lba, Seqno, VolumeId, to_u64};
+
+/// Blocks for nodes that the pool likes to have at hand: 1 MiB.
+pub const NODE_RESERVE: usize = 256;
+
+/// What must be there before a record can be applied.
+#[derive(Debug)]
+pub enum Need {
+    /// A node must be read.
+    Node(Missing),
+    /// This many blocks for new nodes must be set aside.
+    NodeBlocks(usize),
+    /// The record can never be applied.
+    Refused(Error),
+}
+
+impl From<Missing> for Need {
+    fn from(missing: Missing) -> Self {
+        Self::Node(missing)
+    }
+}
+
+impl From<Error> for Need {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+struct NodeBlocks<'a> {
+    blocks: &'a mut Vec<BlockNo>,
+    space: &'a mut Space,
+}
+
+impl FreshNodes for NodeBlocks<'_> {
+    fn take(&mut self) -> BlockNo {
+        let block = self.blocks.pop().expect("prepare has counted the blocks");
+        self.space.recorded(Run { block, len: 1 });
+        block
+    }
+}
+
+impl State {
+    /// Looks for what `record` needs. After `Ok`, [`State::apply`] of it cannot fail.
+    ///
+    /// # Errors
+    /// What to fetch before calling again, or why the record is refused.
+    pub fn prepare(&self, record: &Record) -> std::result::Result<(), Need> {
+        match record {
+            Record::Map { runs, sums } => self.prepare_map(runs, sums),
+            Record::Unmap { volume, lba, len } => self.prepare_unmap(*volume, *lba, *len),
+            Record::Create(volumes) => Ok(self.check_create(volumes)?),
+            Record::Modify(properties) => Ok(self.check_modify(properties)?),
+            Record::Delete(id) => Ok(self.known(*id).map(|_| ())?),
+        }
+    }
+
+    fn known(&self, id: VolumeId) -> Result<&Volume> {
+        self.volume(id).ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no {id}")))
+    }
+
+    fn prepare_map(&self, runs: &[MapRun], sums: &[u32]) -> std::result::Result<(), Need> {
+        let blocks: u64 = runs.iter().map(|r| u64::from(r.len)).sum();
+        if blocks != to_u64(sums.len()) || sums.len() > limits::RECORD_BLOCKS_MAX {
+            return Err(Error::corrupt("map record: runs and checksums do not agree").into());
+        }
+        let nodes = runs.len() * NODES_PER_EDIT_MAX;
+        if self.node_blocks.len() < nodes {
+            return Err(Need::NodeBlocks(nodes));
+        }
+        for run in runs {
+            let volume = self.known(run.volume)?;
+            let len = u64::from(run.len);
+            if !volume.holds(run.lba, len) || !self.geometry.holds_run(run.block, len) {
+                return Err(Error::corrupt("map record: run out of bounds").into());
+            }
+            map::prepare_edit(&self.cache, volume.entry.root.as_ref(), run.lba, len)?;
+        }
+        Ok(())
+    }
+
+    fn prepare_unmap(&self, id: VolumeId, lba: Lba, len: u64) -> std::result::Result<(), Need> {
+        let volume = self.known(id)?;
+        if !volume.holds(lba, len) {
+            return Err(Error::corrupt("unmap record: range out of bounds").into());
+        }
+        if self.node_blocks.len() < NODES_PER_EDIT_MAX {
+            return Err(Need::NodeBlocks(NODES_PER_EDIT_MAX));
+        }
+        Ok(map::prepare_edit(&self.cache, volume.entry.root.as_ref(), lba, len)?)
+    }
+
+    fn check_create(&self, volumes: &[NewVolume]) -> Result<()> {
+        if volumes.is_empty() || volumes.len() > limits::GROUP_MAX {
+            return Err(Error::new(
+                ErrorKind::Limit,
+                format!("{} volumes at once, the limit is {}", volumes.len(), limits::GROUP_MAX),
+            ));
+        }
+        if self.volumes.len() + volumes.len() > limits::VOLUMES_MAX {
+            return Err(Error::new(
+                ErrorKind::Limit,
+                format!("the pool holds at most {} volumes and snapshots", limits::VOLUMES_MAX),
+            ));
+        }
+        for (index, new) in volumes.iter().enumerate() {
+            check_name(&new.name)?;
+            check_size(&new.name, new.size_bytes)?;
+            check_labels(&new.name, &new.labels)?;
+            let twice = volumes[..index].iter().any(|v| v.name == new.name || v.id == new.id);
+            if twice || self.names.contains_key(&new.name) || new.id.get() < self.next_id {
+                return Err(Error::new(
+                    ErrorKind::Exists,
+                    format!("volume {}: the name is taken", new.name),
+                ));
+            }
+            if let Some(source) = new.source {
+                let source = self.known(source)?;
+                if new.size_bytes < source.entry.size_bytes {
+                    return Err(Error::invalid(format!(
+                        "volume {}: {} bytes are less than the {} bytes of its source {}",
+                        new.name, new.size_bytes, source.entry.size_bytes, source.entry.name
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_modify(&self, new: &NewProperties) -> Result<()> {
+        let volume = self.known(new.id)?;
+        let name = &volume.entry.name;
+        check_size(name, new.size_bytes)?;
+        check_labels(name, &new.labels)?;
+        if new.size_bytes < volume.entry.size_bytes {
+            return Err(Error::invalid(format!("volume {name}: a volume cannot shrink")));
+        }
+        if volume.entry.snapshot && new.size_bytes != volume.entry.size_bytes {
+            return Err(Error::new(
+                ErrorKind::ReadOnly,
+                format!("volume {name}: a snapshot keeps its size"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Changes the state by record number `seqno`, for which [`State::prepare`] has just said
+    /// `Ok`.
+    pub fn apply(&mut self, seqno: Seqno, record: Record) {
+        assert_eq!(seqno, self.seqno.next(), "records are applied in order and once (I3)");
+        self.seqno = seqno;
+        match record {
+            Record::Map { runs, sums } => self.apply_map(&runs, &sums),
+            Record::Unmap { volume, lba, len } => self.edit(volume, lba, len, None),
+            Record::Create(volumes) => {
+                for new in volumes {
+                    self.apply_create(new);
+                }
+            }
+            Record::Modify(properties) => self.apply_modify(properties),
+            Record::Delete(id) => self.apply_delete(id),
+        }
+    }
+
+    fn edit(&mut self, id: VolumeId, lba: Lba, len: u64, target: Option<BlockNo>) {
+        let volume = self.volumes.get_mut(&id).map(Arc::make_mut).expect("prepared");
+        let mut fresh = NodeBlocks { blocks: &mut self.node_blocks, space: &mut self.space };
+        let mut context = EditContext {
+            cache: &mut self.cache,
+            fresh: &mut fresh,
+            log: &mut self.log,
+            seq: self.seqno,
+            seal: self.seal,
+            shared_at: volume.entry.shared_at,
+        };
+        map::edit(&mut context, &mut volume.entry.root, lba, len, target);
+    }
+
+    fn apply_map(&mut self, runs: &[MapRun], sums: &[u32]) {
+        let mut sums = sums.iter();
+        for run in runs {
+            for offset in 0..u64::from(run.len) {
+                let place = self.geometry.page_of(Table::Sums, run.block.plus(offset));
+                let (page, entry) = place.expect("prepared: the run lies in a group");
+                self.sums.put(page, entry, *sums.next().expect("prepared: a sum for each block"));
+            }
+            self.space.recorded(Run { block: run.block, len: u64::from(run.len) });
+            self.edit(run.volume, run.lba, u64::from(run.len), Some(run.block));
+        }
+    }
+
+    fn apply_create(&mut self, new: NewVolume) {
+        let mut root = None;
+        if let Some(source) = new.source {
+            let seqno = self.seqno;
+            let source = self.volume_mut(source).expect("prepared");
+            source.entry.held_blocks += source.own();
+            source.entry.shared_at = seqno;
+            root.clone_from(&source.entry.root);
+        }
+        if let Some(root) = &root {
+            self.log.push(RefDelta::node(root.ptr.block, root.ptr.birth, RefChange::NodeUp));
+        }
+        let entry = VolumeEntry {
+            id: new.id,
+            name: new.name.clone(),
+            size_bytes: new.size_bytes,
+            source: new.source,
+            snapshot: new.snapshot,
+            read_only: new.read_only,
+            reservation_blocks: new.reservation_blocks,
+            growth_limit_blocks: new.growth_limit_blocks,
+            labels: new.labels,
+            created_at: new.created_at,
+            root,
+            shared_at: self.seqno,
+            held_blocks: 0,
+        };
+        self.next_id = self.next_id.max(new.id.get() + 1);
+        self.reservations += new.reservation_blocks;
+        self.names.insert(new.name, new.id);
+        self.volumes.insert(new.id, Arc::new(Volume::new(entry)));
+    }
+
+    fn apply_modify(&mut self, new: NewProperties) {
+        let before = self.volume(new.id).map_or(0, |v| v.entry.reservation_blocks);
+        self.reservations = self.reservations - before + new.reservation_blocks;
+        let volume = self.volume_mut(new.id).expect("prepared");
+        volume.entry.size_bytes = new.size_bytes;
+        volume.entry.read_only = new.read_only;
+        volume.entry.reservation_blocks = new.reservation_blocks;
+        volume.entry.growth_limit_blocks = new.growth_limit_blocks;
+        volume.entry.labels = new.labels;
+    }
+
+    fn apply_delete(&mut self, id: VolumeId) {
+        let volume = self.volumes.remove(&id).expect("prepared");
+        self.names.remove(&volume.entry.name);
+        self.reservations -= volume.entry.reservation_blocks;
+        if let Some(root) = &volume.entry.root {
+            self.log.push(RefDelta::node(root.ptr.block, root.ptr.birth, RefChange::NodeDown));
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A volume in memory: its catalogue entry and what is under way for it.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalogue::VolumeEntry;
+use crate::limits;
+use crate::units::{Lba, SECTOR_BYTES, blocks_for};
+
+/// A volume or snapshot.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    /// As the catalogue has it.
+    pub entry: VolumeEntry,
+    /// Blocks taken for writes that are not yet in the map.
+    pub inflight_blocks: u64,
+}
+
+impl Volume {
+    /// A volume with nothing under way.
+    #[must_use]
+    pub const fn new(entry: VolumeEntry) -> Self {
+        Self { entry, inflight_blocks: 0 }
+    }
+
+    /// LBAs of the volume; the last may be partly beyond its size.
+    #[must_use]
+    pub const fn lbas(&self) -> u64 {
+        blocks_for(self.entry.size_bytes)
+    }
+
+    /// Blocks that its map names.
+    #[must_use]
+    pub fn mapped(&self) -> u64 {
+        self.entry.root.as_ref().map_or(0, |root| root.mapped())
+    }
+
+    /// Blocks written since it last took part in a clone or snapshot: surely its own.
+    #[must_use]
+    pub fn own(&self) -> u64 {
+        self.entry.root.as_ref().map_or(0, |root| root.own(self.entry.shared_at))
+    }
+
+    /// Blocks that it was promised and has not used.
+    #[must_use]
+    pub fn unmet_reservation(&self) -> u64 {
+        self.entry.reservation_blocks.saturating_sub(self.own() + self.inflight_blocks)
+    }
+
+    /// Whether it may take `blocks` more under its growth limit.
+    #[must_use]
+    pub fn may_grow(&self, blocks: u64) -> bool {
+        let limit = self.entry.growth_limit_blocks;
+        limit == 0 || self.own() + self.entry.held_blocks + self.inflight_blocks + blocks <= limit
+    }
+
+    /// Whether writes are refused.
+    #[must_use]
+    pub const fn refuses_writes(&self) -> bool {
+        self.entry.snapshot || self.entry.read_only
+    }
+
+    /// Checks that `[lba, lba + len)` lies inside the volume.
+    #[must_use]
+    pub fn holds(&self, lba: Lba, len: u64) -> bool {
+        len > 0 && lba.get().checked_add(len).is_some_and(|end| end <= self.lbas())
+    }
+}
+
+/// Checks the name of a new volume.
+///
+/// # Errors
+/// `Invalid`, saying what a name looks like.
+pub(super) fn check_name(name: &str) -> Result<()> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty()
+        || name.len() > limits::NAME_BYTES_MAX
+        || !name.chars().all(good)
+        || name.starts_with(['-', '.'])
+    {
+        return Err(Error::invalid(format!(
+            "{name:?} is not a volume name: 1 to {} characters of A-Z a-z 0-9 . _ -, \
+             beginning with a letter, a digit or _",
+            limits::NAME_BYTES_MAX
+        )));
+    }
+    Ok(())
+}
+
+/// Checks the size of a volume.
+///
+/// # Errors
+/// `Invalid`, naming the bounds.
+pub(super) fn check_size(name: &str, size_bytes: u64) -> Result<()> {
+    if !size_bytes.is_multiple_of(SECTOR_BYTES) {
+        return Err(Error::invalid(format!(
+            "volume {name}: size {size_bytes} is not a multiple of {SECTOR_BYTES} bytes"
+        )));
+    }
+    if !(limits::VOLUME_BYTES_MIN..=limits::VOLUME_BYTES_MAX).contains(&size_bytes) {
+        return Err(Error::invalid(format!(
+            "volume {name}: size {size_bytes} is not between 4 KiB and 64 TiB"
+        )));
+    }
+    Ok(())
+}
+
+/// Checks the labels of a volume.
+///
+/// # Errors
+/// `Limit`, naming the bound.
+pub(super) fn check_labels(name: &str, labels: &[(String, String)]) -> Result<()> {
+    let long =
+        labels.iter().any(|(k, v)| k.is_empty() || k.len() + v.len() > limits::LABEL_BYTES_MAX);
+    if labels.len() > limits::LABELS_MAX || long {
+        return Err(Error::new(
+            ErrorKind::Limit,
+            format!(
+                "volume {name}: at most {} labels, each with a key and at most {} bytes",
+                limits::LABELS_MAX,
+                limits::LABEL_BYTES_MAX
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Checks an entry that was read from the disk.
+///
+/// # Errors
+/// `Corrupt`, naming the volume.
+pub fn check_entry(entry: &VolumeEntry) -> Result<()> {
+    check_name(&entry.name)
+        .and_then(|()| check_size(&entry.name, entry.size_bytes))
+        .and_then(|()| check_labels(&entry.name, &entry.labels))
+        .map_err(|error| Error::corrupt(error.to_string()))
+}
