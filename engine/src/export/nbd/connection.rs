@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_send_buffer_size;
+
 use super::handshake::{self, Action, Facts, Handshake, INPUT_BYTES_MAX, Negotiated, Opened, Tls};
 use super::stream::Stream;
 use super::transmit::{Limits, STREAM_BYTES, transmit};
@@ -18,6 +20,8 @@ use crate::export::{Export, ExportSource};
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(60);
 /// Names that leave in one piece when exports are listed.
 const LIST_PIECE: usize = 256;
+/// Bytes of replies that the kernel holds for a client that is busy.
+const SEND_BUFFER_BYTES: usize = 2 << 20;
 
 /// Where a connection stands when it is handed over.
 pub enum Entry {
@@ -44,6 +48,9 @@ pub async fn serve(
         None => Ok(()),
         Some((export, negotiated)) => {
             stream.grow(STREAM_BYTES);
+            // Large replies leave in fewer pieces. It is a wish: the kernel grants no more than
+            // net.core.wmem_max, and a relay's socket may know no such thing.
+            let _ignored = set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES);
             transmit(socket, stream, export.device, negotiated, limits).await
         }
     }
