@@ -68,6 +68,16 @@ pub(crate) async fn superblock(disk: &Rc<dyn Disk>) -> Result<Superblock> {
 /// # Errors
 /// `Corrupt`, naming the block, or the device's.
 pub(crate) async fn catalogue(disk: &Rc<dyn Disk>, superblock: &Superblock) -> Result<Found> {
+    let found = catalogue_as_is(disk, superblock).await?;
+    check(superblock, &found.catalogue)?;
+    Ok(found)
+}
+
+/// The catalogue, whatever it says: the checker wants to see all that is wrong with it.
+///
+/// # Errors
+/// `Corrupt`, naming the block, or the device's.
+pub(crate) async fn catalogue_as_is(disk: &Rc<dyn Disk>, superblock: &Superblock) -> Result<Found> {
     let mut chain = ChainReader::new(
         superblock.uuid,
         superblock.generation,
@@ -83,7 +93,6 @@ pub(crate) async fn catalogue(disk: &Rc<dyn Disk>, superblock: &Superblock) -> R
     }
     let (catalogue_blocks, bytes) = chain.finish();
     let catalogue: Catalogue = decode_catalogue(&bytes)?;
-    check(superblock, &catalogue)?;
     Ok(Found { catalogue, catalogue_blocks })
 }
 

@@ -3,16 +3,22 @@
 mod control;
 mod core;
 mod create;
+mod durable;
 mod fetch;
 mod flush;
 mod open;
 mod place;
 mod read;
 mod record;
+mod space_report;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 mod types;
 mod walk;
+#[cfg(test)]
+mod walk_tests;
 mod write;
 
 pub(crate) use self::core::count;

@@ -1,14 +1,25 @@
-//! What a volume's map says: mapped runs, and the space that a volume takes.
+//! What the maps say: the mapped runs of a volume, and where two volumes differ.
 
-use super::core::Pool;
+use super::core::{Inner, Pool};
+use super::fetch::Pin;
+use super::types::ChangedRun;
 use crate::device::MappedRun;
 use crate::error::{Error, ErrorKind, Result};
-use crate::map::{self, Extent};
-use crate::state::Need;
+use crate::map::{self, DiffRun, Extent};
+use crate::state::{Need, Volume};
 use crate::units::{BLOCK_BYTES, Lba, VolumeId, blocks_for};
 
 /// Extents looked up at once.
 const EXTENTS: usize = 1024;
+/// Runs in one answer about changes.
+const CHANGED_MAX: usize = 1 << 16;
+
+impl Inner {
+    fn known(&self, id: VolumeId) -> Result<&Volume> {
+        let deleted = || Error::new(ErrorKind::NotFound, format!("{id} was deleted"));
+        self.state.volume(id).ok_or_else(deleted)
+    }
+}
 
 impl Pool {
     /// Extents of a volume in `[from, end)`, clipped, and how far they reach: at least one step.
@@ -23,9 +34,7 @@ impl Pool {
         loop {
             let found = {
                 let inner = self.core.lock();
-                let Some(volume) = inner.state.volume(volume) else {
-                    return Err(Error::new(ErrorKind::NotFound, format!("{volume} was deleted")));
-                };
+                let volume = inner.known(volume)?;
                 let (root, len) = (volume.entry.root.as_ref(), end.get() - from.get());
                 map::lookup(&inner.state.cache, root, from, len, EXTENTS, &mut extents)
             };
@@ -58,6 +67,70 @@ impl Pool {
             from = next;
         }
         Ok(runs.runs)
+    }
+
+    /// Where `new` differs from `old` from byte `offset` on, in order, at most `max_runs` runs
+    /// (and 65536), cut to the size of `new`; without `old`, what `new` maps. Also says where to
+    /// go on, if there is more. The work is proportional to the difference. Each volume is looked
+    /// at as it is at that moment: compare snapshots for one instant.
+    ///
+    /// # Errors
+    /// `NotFound`, or damage met.
+    pub async fn changed(
+        &self,
+        old: Option<VolumeId>,
+        new: VolumeId,
+        offset: u64,
+        max_runs: usize,
+    ) -> Result<(Vec<ChangedRun>, Option<u64>)> {
+        let max = max_runs.clamp(1, CHANGED_MAX);
+        let size = self.core.lock().known(new)?.entry.size_bytes;
+        let end = Lba::new(blocks_for(size));
+        let mut runs = Vec::new();
+        let mut at = Lba::new(offset / BLOCK_BYTES);
+        while at < end {
+            let next = self.changed_step(old, new, at..end, max, &mut runs).await?;
+            if next == at {
+                break; // No room for the run that begins here.
+            }
+            at = next;
+        }
+        let clip = |run: &DiffRun| {
+            let start = (run.lba.get() * BLOCK_BYTES).max(offset);
+            let to = ((run.lba.get() + run.len) * BLOCK_BYTES).min(size);
+            let len = to.saturating_sub(start);
+            (len > 0).then_some(ChangedRun { offset: start, len, mapped: run.mapped_in_new })
+        };
+        let next = (at < end).then(|| at.get() * BLOCK_BYTES);
+        Ok((runs.iter().filter_map(clip).collect(), next))
+    }
+
+    /// Adds to `runs` what one call of [`map::diff`] finds; returns where to go on.
+    async fn changed_step(
+        &self,
+        old: Option<VolumeId>,
+        new: VolumeId,
+        range: std::ops::Range<Lba>,
+        max: usize,
+        runs: &mut Vec<DiffRun>,
+    ) -> Result<Lba> {
+        let mut pin = None;
+        loop {
+            let missing = {
+                let mut inner = self.core.lock();
+                if pin.is_none() {
+                    pin = Some(Pin::new(self, &mut inner));
+                }
+                let old = old.map(|old| inner.known(old)).transpose()?;
+                let old = old.and_then(|volume| volume.entry.root.as_ref());
+                let new = inner.known(new)?.entry.root.as_ref();
+                match map::diff(&inner.state.cache, old, new, range.clone(), max, runs) {
+                    Ok(next) => return Ok(next),
+                    Err(missing) => missing,
+                }
+            };
+            self.fetch(Need::Node(missing)).await?;
+        }
     }
 }
 
