@@ -7,6 +7,9 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+/// Heading of the options that every command has.
+const GLOBAL: &str = "Global options";
+
 /// Thin volumes with instant clones.
 ///
 /// Exit codes: 0 success, 1 failure (the reason is on stderr), 2 wrong usage.
@@ -14,11 +17,11 @@ use clap_complete::Shell;
 #[command(name = "pando", version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Cli {
     /// Socket of the daemon [default: $XDG_RUNTIME_DIR/pando/pando.sock or /run/pando/pando.sock]
-    #[arg(long, global = true, env = "PANDO_SOCKET", value_name = "PATH")]
+    #[arg(long, global = true, env = "PANDO_SOCKET", value_name = "PATH", help_heading = GLOBAL)]
     pub socket: Option<PathBuf>,
 
     /// Tables for people, JSON for programs
-    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
+    #[arg(long, short, global = true, value_enum, default_value_t, help_heading = GLOBAL)]
     pub output: Output,
 
     #[command(subcommand)]
@@ -26,8 +29,9 @@ pub(crate) struct Cli {
 }
 
 /// How answers are printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
+    #[default]
     Table,
     Json,
 }
@@ -60,7 +64,7 @@ pub(crate) enum PoolCommand {
     /// Make the pool larger
     Grow {
         /// New size; the present length of the pool's device or file if left out
-        #[arg(long, value_parser = parse_size)]
+        #[arg(long, value_parser = parse_size, value_name = "SIZE")]
         size: Option<u64>,
     },
     /// Verify the structures of the pool; exit code 1 if anything is wrong
@@ -72,7 +76,7 @@ pub(crate) enum PoolCommand {
     /// Read all data and verify its checksums; exit code 1 if anything is wrong
     Scrub {
         /// Bytes to read in a second, for example 200MiB [default: 64MiB]
-        #[arg(long, value_parser = parse_size)]
+        #[arg(long, value_parser = parse_size, value_name = "SIZE")]
         rate: Option<u64>,
     },
     /// Print the structures of the pool as text
@@ -88,13 +92,13 @@ pub(crate) struct PoolCreateArgs {
     /// A new file, or a block device
     pub path: PathBuf,
     /// Size of the file, for example 10GiB; a block device is used whole if left out
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub size: Option<u64>,
     /// How the space of a new file is taken from the file system
     #[arg(long, value_enum, default_value_t = Allocation::Reserve)]
     pub allocate: Allocation,
     /// Size of the journal [default: chosen by the size of the pool]
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub journal: Option<u64>,
     /// Overwrite what is there: an existing file, a file system, another pool
     #[arg(long)]
@@ -135,7 +139,7 @@ pub(crate) enum VolumeCommand {
         /// Name of the volume
         name: String,
         /// New size, for example 20GiB
-        #[arg(value_parser = parse_size)]
+        #[arg(value_parser = parse_size, value_name = "SIZE")]
         size: u64,
     },
     /// Change properties of a volume
@@ -179,10 +183,10 @@ pub(crate) enum VolumeCommand {
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Properties {
     /// Space promised to the volume: within it, it never meets a full pool
-    #[arg(long, value_parser = parse_size, default_value = "0", hide_default_value = true)]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE", default_value = "0", hide_default_value = true)]
     pub reservation: u64,
     /// Space that the volume may add to the pool
-    #[arg(long, value_parser = parse_size, default_value = "0", hide_default_value = true)]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE", default_value = "0", hide_default_value = true)]
     pub growth_limit: u64,
     /// Label, as key=value; may be given several times
     #[arg(long = "label", value_parser = parse_pair, value_name = "KEY=VALUE")]
@@ -194,7 +198,7 @@ pub(crate) struct VolumeCreateArgs {
     /// Name of the new volume
     pub name: String,
     /// Size, for example 10GiB
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub size: u64,
     #[command(flatten)]
     pub properties: Properties,
@@ -207,7 +211,7 @@ pub(crate) struct CloneArgs {
     /// Name of the clone
     pub name: String,
     /// Size of the clone, if larger than its source
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub size: Option<u64>,
     /// Clone another volume at the same instant; may be given several times
     #[arg(long, value_parser = parse_pair, value_name = "SOURCE=NAME")]
@@ -259,10 +263,10 @@ pub(crate) struct Changes {
     #[arg(long, value_name = "BOOL")]
     pub read_only: Option<bool>,
     /// New reservation; 0 for none
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub reservation: Option<u64>,
     /// New growth limit; 0 for none
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub growth_limit: Option<u64>,
     /// Label to set; without a value (`key=`) it is removed
     #[arg(long = "label", value_parser = parse_pair, value_name = "KEY=VALUE")]
@@ -295,7 +299,7 @@ pub(crate) struct ImportArgs {
     /// File or block device to read, or - for standard input
     pub file: PathBuf,
     /// Size of the volume, if larger than the file
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub size: Option<u64>,
     #[command(flatten)]
     pub properties: Properties,

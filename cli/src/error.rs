@@ -58,17 +58,13 @@ impl From<Status> for Error {
         let trailer = |key| status.metadata().get(key).and_then(|value| value.to_str().ok());
         let kind = trailer(ERROR_KIND_KEY).map(str::to_owned);
         let errno = trailer(ERRNO_KEY).and_then(|value| value.parse().ok());
-        let hint = match &kind {
-            Some(kind) => hint_for(kind),
-            // The transport failed, not the call.
-            None if status.code() == tonic::Code::Unknown
-                || status.code() == tonic::Code::Unavailable =>
-            {
-                Some("the connection to pandod was lost; is it still running?")
-            }
-            None => None,
+        let Some(kind) = kind else {
+            // Not the call failed but the connection.
+            return Self::new(format!("the connection to pandod is lost: {}", status.message()))
+                .hint("is pandod still running? its log says why it ended");
         };
-        Self { message: status.message().to_owned(), hint: hint.map(str::to_owned), kind, errno }
+        let hint = hint_for(&kind).map(str::to_owned);
+        Self { message: status.message().to_owned(), hint, kind: Some(kind), errno }
     }
 }
 
@@ -90,7 +86,9 @@ impl From<pando_engine::error::Error> for Error {
 /// What to do about a failure of this kind that the daemon reported.
 fn hint_for(kind: &str) -> Option<&'static str> {
     Some(match kind {
-        "not_found" => "`pando volume list` shows what there is",
+        "not_found" => {
+            "`pando volume list` shows what there is, `pando volume serve` what is exported"
+        }
         "exists" => "choose another name, or delete the old one with `pando volume delete`",
         "no_space" => {
             "delete volumes or snapshots, raise the growth limit with `pando volume set`, \
@@ -127,15 +125,22 @@ mod tests {
         let error = Error::from(status);
         assert_eq!(
             error.to_string(),
-            "error: volume db does not exist\nhint: `pando volume list` shows what there is"
+            "error: volume db does not exist\nhint: `pando volume list` shows what there is, \
+             `pando volume serve` what is exported"
         );
         assert_eq!(
             serde_json::to_value(&error).unwrap(),
             serde_json::json!({
                 "error": "volume db does not exist", "kind": "not_found", "errno": 2,
-                "hint": "`pando volume list` shows what there is",
+                "hint": "`pando volume list` shows what there is, `pando volume serve` what is exported",
             })
         );
+    }
+
+    #[test]
+    fn a_lost_connection_is_not_a_failed_call() {
+        let error = Error::from(Status::unknown("transport error"));
+        assert!(error.to_string().starts_with("error: the connection to pandod is lost: "));
     }
 
     #[test]

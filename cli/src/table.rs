@@ -43,9 +43,6 @@ pub(crate) fn size(bytes: u64) -> String {
 fn columns(titles: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(titles);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
     table
 }
 
@@ -58,7 +55,10 @@ fn align_right(table: &mut Table, columns: &[usize]) {
 }
 
 /// Cells are padded to the width of their column; the padding of the last one is noise.
-fn finish(table: &Table) -> String {
+fn finish(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
@@ -79,7 +79,7 @@ pub(crate) fn volumes(volumes: &[Volume]) -> String {
             labels_of(volume),
         ]);
     }
-    finish(&table)
+    finish(table)
 }
 
 fn kind_of(volume: &Volume) -> String {
@@ -130,7 +130,7 @@ pub(crate) fn volume(volume: &Volume) -> String {
     for export in &volume.exports {
         row("export", export.uri.clone());
     }
-    finish(&table)
+    finish(table)
 }
 
 fn properties() -> Table {
@@ -173,7 +173,7 @@ pub(crate) fn pool(pool: &Pool) -> String {
     if let Some(version) = &pool.daemon_version {
         row("pandod", version.clone());
     }
-    finish(&table)
+    finish(table)
 }
 
 /// Exports, one a line.
@@ -183,7 +183,7 @@ pub(crate) fn exports(exports: &[Export]) -> String {
         let access = if export.read_only { "read-only" } else { "read-write" };
         table.add_row([&export.volume_name, export.kind, access, &export.uri]);
     }
-    finish(&table)
+    finish(table)
 }
 
 /// Extents, one a line, in bytes: exact numbers are what one lists extents for.
@@ -194,7 +194,7 @@ pub(crate) fn extents(extents: &[Extent]) -> String {
         let state = if extent.mapped { "data" } else { "zeros" };
         table.add_row([extent.offset.to_string(), extent.length.to_string(), state.to_owned()]);
     }
-    finish(&table)
+    finish(table)
 }
 
 /// Seconds since the epoch as RFC 3339 in UTC.
@@ -296,6 +296,8 @@ db-test  clone   10.0 GiB  3.0 MiB  4.0 KiB  (deleted, id 7)  1970-01-01T00:00:0
             ..v1::Pool::default()
         });
         assert_eq!(pool_view.used_percent(), 75);
-        assert!(pool(&pool_view).contains("POISONED: flush failed"));
+        let text = pool(&pool_view);
+        assert!(text.starts_with("pool"), "no margin: {text}");
+        assert!(text.contains("\nhealth       POISONED: flush failed\n"), "{text}");
     }
 }

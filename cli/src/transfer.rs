@@ -12,8 +12,9 @@ use std::path::Path;
 use indicatif::ProgressBar;
 use pando_engine::units::{to_u64, to_usize};
 use pando_proto::v1::{
-    CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ReadVolumeRequest, Volume,
-    VolumeRef, WriteVolumeRequest, read_volume_response, volume_ref, write_volume_request,
+    CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, ModifyVolumeRequest,
+    ReadVolumeRequest, Volume, VolumeRef, WriteVolumeRequest, read_volume_response, volume_ref,
+    write_volume_request,
 };
 use rustix::fs::{FallocateFlags, SeekFrom};
 use tokio::sync::mpsc;
@@ -32,7 +33,8 @@ const PIECES_AHEAD: usize = 4;
 const ZEROS_BYTES: usize = 64 << 10;
 /// Unit of a volume's size.
 const SECTOR_BYTES: u64 = 512;
-/// Label on the snapshot that an export of a live volume reads from.
+/// Label on what is not whole yet or not to stay: the snapshot that an export of a live volume
+/// reads from, and a volume that is being imported.
 const TEMPORARY_LABEL: &str = "pando/temporary";
 
 fn is_pipe(path: &Path) -> bool {
@@ -235,11 +237,12 @@ pub(crate) async fn import(mut client: Client, args: ImportArgs) -> Result<Volum
             source.length.unwrap_or(0)
         )));
     }
-    let request = CreateVolumeRequest {
+    let mut request = CreateVolumeRequest {
         // A pipe without --size: one block at first, the writes make it grow.
         size_bytes: Some(if length == 0 { 4096 } else { length.next_multiple_of(SECTOR_BYTES) }),
         ..volume::request(&args.name, &args.properties)
     };
+    request.labels.insert(TEMPORARY_LABEL.to_owned(), "import".to_owned());
     let made = client.create_volume(request).await?.into_inner().volume.unwrap_or_default();
     let grow = source.length.is_none() && args.size.is_none();
     let copied = tokio::select! {
@@ -249,11 +252,18 @@ pub(crate) async fn import(mut client: Client, args: ImportArgs) -> Result<Volum
     if let Err(error) = copied {
         return Err(match delete(&mut client, &made).await {
             Ok(()) => error,
-            Err(_) => error.hint(format!("delete what there is of volume {}", args.name)),
+            Err(_) => error.hint(format!(
+                "volume {0} is not whole: `pando volume delete {0}` when pandod is back",
+                args.name
+            )),
         });
     }
-    let request = GetVolumeRequest { volume: by_id(&made), with_space: false };
-    Ok(client.get_volume(request).await?.into_inner().volume.unwrap_or(made))
+    let request = ModifyVolumeRequest {
+        volume: by_id(&made),
+        labels: [(TEMPORARY_LABEL.to_owned(), String::new())].into(),
+        ..ModifyVolumeRequest::default()
+    };
+    Ok(client.modify_volume(request).await?.into_inner().volume.unwrap_or(made))
 }
 
 async fn copy_in(client: &mut Client, source: Source, made: &Volume, grow: bool) -> Result<()> {
