@@ -14,6 +14,7 @@
 mod args;
 mod client;
 mod error;
+mod offline;
 mod pool;
 mod table;
 mod transfer;
@@ -76,10 +77,9 @@ async fn run(cli: Cli) -> Result<()> {
             pool::scrub(connect().await?, output, rate).await
         }
         Command::Pool(PoolCommand::Dump { offline: None }) => pool::dump(connect().await?).await,
+        Command::Pool(PoolCommand::Create(args)) => offline::create(output, args).await,
         Command::Pool(
-            PoolCommand::Create(_)
-            | PoolCommand::Check { offline: Some(_) }
-            | PoolCommand::Dump { offline: Some(_) },
-        ) => Err(Error::new("works on pools without the daemon follow")),
+            PoolCommand::Check { offline: Some(_) } | PoolCommand::Dump { offline: Some(_) },
+        ) => Err(Error::new("not in this version of pando")),
     }
 }

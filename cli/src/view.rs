@@ -254,6 +254,14 @@ impl From<v1::PoolCounters> for Counters {
     }
 }
 
+/// A pool that was made.
+#[derive(Debug, Serialize)]
+pub(crate) struct CreatedPool {
+    pub path: String,
+    pub uuid: String,
+    pub size_bytes: u64,
+}
+
 /// Result of a check: sound if there are no findings.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Check {
