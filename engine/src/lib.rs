@@ -16,6 +16,8 @@
 
 pub mod checkpoint;
 pub mod crc;
+#[cfg(feature = "daemon")]
+pub mod daemon;
 pub mod device;
 pub mod disk;
 pub mod error;

@@ -1,0 +1,187 @@
+//! The open pool and the shards that serve it.
+//!
+//! ```text
+//!   tokio (API, metrics, signals)           shard 0: Pool, control operations, background work
+//!        | Engine::control, Engine::on -->  shard 1: Pool (same core)
+//!        |                                  ...
+//! ```
+//!
+//! Each shard's thread holds its handle of the pool in a thread local; work that comes in through
+//! the mailbox takes it from there, so nothing of the pool leaves its thread. All control
+//! operations run on shard 0: between its awaits, one cannot interleave with another.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::daemon::config::Config;
+use crate::disk::PoolFile;
+use crate::disk::executor::spawn_local;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::{Core, OpenOptions, Pool};
+use crate::shard::{Shard, ShardHandle, ShardOptions};
+use crate::units::{VolumeId, to_u64, to_usize};
+
+thread_local! {
+    /// The pool's handle of this shard.
+    static POOL: RefCell<Option<Pool>> = const { RefCell::new(None) };
+}
+
+/// The pool's handle of the calling shard.
+///
+/// # Errors
+/// `Shutdown` before the pool is open and after it was closed.
+pub(super) fn pool_here() -> Result<Pool> {
+    POOL.with(|pool| pool.borrow().clone())
+        .ok_or_else(|| Error::new(ErrorKind::Shutdown, "the pool is closed"))
+}
+
+fn set_pool(new: Option<Pool>) {
+    let old = POOL.with(|pool| pool.replace(new));
+    // Dropped with nothing borrowed: what it owns may come back here.
+    drop(old);
+}
+
+/// The open pool and its shards.
+pub(super) struct Engine {
+    shards: Vec<ShardHandle>,
+    file: Arc<PoolFile>,
+}
+
+impl Engine {
+    /// Starts the shards and opens the pool.
+    ///
+    /// # Errors
+    /// What stands in the way, with advice if the pool does not exist.
+    pub(super) async fn start(config: &Config) -> Result<Self> {
+        let file = Arc::new(open_file(&config.pool)?);
+        let options = ShardOptions { spin: Duration::from_micros(config.spin_us) };
+        let mut shards = Vec::new();
+        for index in 0..config.shard_count() {
+            shards.push(Shard::start_with(format!("shard-{index}"), options, || async {})?);
+        }
+        let engine = Self { shards, file };
+        let open = OpenOptions {
+            cache_bytes: config.cache_bytes,
+            discard: config.discard,
+            ..OpenOptions::default()
+        };
+        let core = engine.open(open).await?;
+        for shard in &engine.shards[1..] {
+            let (core, file) = (Arc::clone(&core), Arc::clone(&engine.file));
+            shard
+                .call(move || async move { set_pool(Some(Pool::attach(core, file.disk()))) })
+                .await?;
+        }
+        Ok(engine)
+    }
+
+    async fn open(&self, options: OpenOptions) -> Result<Arc<Core>> {
+        let file = Arc::clone(&self.file);
+        let path = file.path().display().to_string();
+        let opened = self.shards[0].call(move || async move {
+            let ring = Arc::clone(&file);
+            let map = move |offset, len| ring.map_ring(offset, len);
+            let pool = Pool::open(file.disk(), map, options).await?;
+            let core = pool.core();
+            set_pool(Some(pool.clone()));
+            spawn_local(async move { pool.run_background().await });
+            Ok(core)
+        });
+        opened.await?.map_err(|error: Error| error.context(format!("pool {path}")))
+    }
+
+    /// Runs `work` with the pool on the shard of control operations.
+    pub(super) async fn control<R, F, Fut>(&self, work: F) -> Result<R>
+    where
+        F: FnOnce(Pool) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<R>> + 'static,
+        R: Send + 'static,
+    {
+        on(&self.shards[0], work).await
+    }
+
+    /// Runs `work` with the pool on the shard that moves the data of volume `id`.
+    pub(super) async fn data<R, F, Fut>(&self, id: VolumeId, work: F) -> Result<R>
+    where
+        F: FnOnce(Pool) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<R>> + 'static,
+        R: Send + 'static,
+    {
+        on(&self.shards[to_usize(id.get() % to_u64(self.shards.len()))], work).await
+    }
+
+    /// The shards, the one of control operations first.
+    pub(super) fn shards(&self) -> &[ShardHandle] {
+        &self.shards
+    }
+
+    /// The device or file.
+    pub(super) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// The present length of the device or file.
+    pub(super) fn device_len_bytes(&self) -> Result<u64> {
+        let failed = |error| Error::io(format!("size of {}", self.path().display()), error);
+        let mut device = std::fs::File::open(self.path()).map_err(failed)?;
+        std::io::Seek::seek(&mut device, std::io::SeekFrom::End(0)).map_err(failed)
+    }
+
+    /// Writes the last checkpoint and ends the shards. Exports have ended before.
+    ///
+    /// # Errors
+    /// The checkpoint could not be written; the next start recovers from the journal.
+    pub(super) async fn stop(&self) -> Result<()> {
+        let closed = self.control(|pool| async move { pool.close().await }).await;
+        for shard in &self.shards {
+            // A shard that is gone has no pool any more.
+            shard.call(|| async { set_pool(None) }).await.unwrap_or_default();
+            shard.stop();
+        }
+        let shards = self.shards.clone();
+        let joined = tokio::task::spawn_blocking(move || {
+            shards.iter().map(ShardHandle::join).collect::<Result<Vec<()>>>()
+        });
+        let joined = joined.await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Shutdown, "the threads of the shards could not be joined"))
+        });
+        closed.and(joined.map(|_| ()))
+    }
+}
+
+async fn on<R, F, Fut>(shard: &ShardHandle, work: F) -> Result<R>
+where
+    F: FnOnce(Pool) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<R>> + 'static,
+    R: Send + 'static,
+{
+    shard.call(move || async move { work(pool_here()?).await }).await.and_then(|result| result)
+}
+
+fn open_file(path: &Path) -> Result<PoolFile> {
+    let shown = path.display();
+    PoolFile::open(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "pool {shown} does not exist; make it with `pando pool create {shown} --size SIZE`"
+            ),
+        ),
+        ErrorKind::Busy => error.context(format!("pool {shown}: is another pandod running?")),
+        _ => error.context(format!("pool {shown}")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_pool_says_how_to_make_one() {
+        let error = open_file(Path::new("/nonexistent/pool")).unwrap_err();
+        assert!(error.to_string().contains("`pando pool create /nonexistent/pool"), "{error}");
+    }
+}

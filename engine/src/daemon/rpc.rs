@@ -1,0 +1,350 @@
+//! The service `pando.v1.Pando`: each call becomes work on a shard. Long calls are in
+//! [`super::stream`].
+
+use std::sync::Arc;
+
+use pando_proto::v1::pando_server::Pando;
+use pando_proto::v1::{
+    CreateVolumeRequest, CreateVolumeResponse, CreateVolumesRequest, CreateVolumesResponse,
+    DeleteVolumeRequest, DeleteVolumeResponse, DiffVolumesRequest, DiffVolumesResponse, ExportKind,
+    GetVolumeRequest, GetVolumeResponse, ListExportsRequest, ListExportsResponse,
+    ListExtentsRequest, ListExtentsResponse, ListVolumesRequest, ListVolumesResponse,
+    ModifyVolumeRequest, ModifyVolumeResponse, PoolCheckRequest, PoolCheckResponse,
+    PoolDumpRequest, PoolDumpResponse, PoolGrowRequest, PoolGrowResponse, PoolScrubRequest,
+    PoolScrubResponse, PoolStatusRequest, PoolStatusResponse, ReadVolumeRequest,
+    ReadVolumeResponse, StartExportRequest, StartExportResponse, StopExportRequest,
+    StopExportResponse, Volume, VolumeKind, VolumeRef, WriteVolumeRequest, WriteVolumeResponse,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::info;
+
+use crate::daemon::engine::Engine;
+use crate::daemon::exports::Exports;
+use crate::daemon::{content, convert, stream};
+use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{GROUP_MAX, LIST_PAGE_MAX};
+use crate::pool::{Pool, Source, VolumeInfo};
+use crate::units::{VolumeId, to_usize};
+
+/// Volumes that one step of a list looks at, at least: a filter may let few of them pass.
+const LIST_STEP: usize = 128;
+
+/// Answer to a call.
+type Answer<T> = std::result::Result<Response<T>, Status>;
+/// Answers of a call that streams.
+pub(super) type Answers<T> = ReceiverStream<std::result::Result<T, Status>>;
+
+/// The service.
+pub(super) struct Service {
+    engine: Arc<Engine>,
+    exports: Arc<Exports>,
+}
+
+impl Service {
+    /// Over the open pool and its exports.
+    pub(super) fn new(engine: Arc<Engine>, exports: Arc<Exports>) -> Self {
+        Self { engine, exports }
+    }
+
+    /// The volume that a request names.
+    async fn resolve(&self, reference: Option<VolumeRef>) -> Result<VolumeInfo> {
+        self.engine.control(|pool| async move { convert::resolve(&pool, reference) }).await
+    }
+
+    async fn create(&self, requests: Vec<CreateVolumeRequest>) -> Result<Vec<Volume>> {
+        if requests.is_empty() || requests.len() > GROUP_MAX {
+            return Err(Error::invalid(format!(
+                "{} volumes in one request: 1 to {GROUP_MAX} are possible",
+                requests.len()
+            )));
+        }
+        let made = self.engine.control(|pool| async move {
+            let requests: Result<Vec<_>> = requests
+                .into_iter()
+                .map(|request| convert::create_request(&pool, request))
+                .collect();
+            let mut requests = requests?;
+            let made = if requests.len() == 1 {
+                vec![pool.create(requests.remove(0)).await?]
+            } else {
+                pool.create_group(requests).await?
+            };
+            Ok(made.into_iter().map(|info| convert::volume(&pool, info)).collect::<Vec<_>>())
+        });
+        let made = made.await?;
+        for volume in &made {
+            info!(volume = volume.name, id = volume.id, source = volume.source_id, "volume made");
+        }
+        Ok(made)
+    }
+
+    async fn pool(&self) -> Result<pando_proto::v1::Pool> {
+        let status = self.engine.control(|pool| async move { Ok(pool.status()) }).await?;
+        Ok(convert::pool(status, self.engine.path().display().to_string()))
+    }
+}
+
+#[tonic::async_trait]
+impl Pando for Service {
+    type PoolCheckStream = Answers<PoolCheckResponse>;
+    type PoolScrubStream = Answers<PoolScrubResponse>;
+    type PoolDumpStream = Answers<PoolDumpResponse>;
+    type ListExtentsStream = Answers<ListExtentsResponse>;
+    type DiffVolumesStream = Answers<DiffVolumesResponse>;
+    type ReadVolumeStream = Answers<ReadVolumeResponse>;
+
+    async fn pool_status(
+        &self,
+        _request: Request<PoolStatusRequest>,
+    ) -> Answer<PoolStatusResponse> {
+        let counters = self.engine.control(|pool| async move { Ok(pool.counters()) }).await?;
+        Ok(Response::new(PoolStatusResponse {
+            pool: Some(self.pool().await?),
+            counters: Some(convert::counters(&counters)),
+            daemon_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn pool_grow(&self, request: Request<PoolGrowRequest>) -> Answer<PoolGrowResponse> {
+        let size_bytes = match request.into_inner().size_bytes {
+            0 => self.engine.device_len_bytes()?,
+            size_bytes => size_bytes,
+        };
+        self.engine.control(move |pool| async move { pool.grow(size_bytes).await }).await?;
+        info!(size_bytes, "pool grown");
+        Ok(Response::new(PoolGrowResponse { pool: Some(self.pool().await?) }))
+    }
+
+    async fn pool_check(
+        &self,
+        _request: Request<PoolCheckRequest>,
+    ) -> Answer<Self::PoolCheckStream> {
+        Ok(Response::new(stream::unsupported("check")))
+    }
+
+    async fn pool_scrub(
+        &self,
+        _request: Request<PoolScrubRequest>,
+    ) -> Answer<Self::PoolScrubStream> {
+        Ok(Response::new(stream::unsupported("scrub")))
+    }
+
+    async fn pool_dump(&self, _request: Request<PoolDumpRequest>) -> Answer<Self::PoolDumpStream> {
+        Ok(Response::new(stream::unsupported("dump")))
+    }
+
+    async fn create_volume(
+        &self,
+        request: Request<CreateVolumeRequest>,
+    ) -> Answer<CreateVolumeResponse> {
+        let volume = self.create(vec![request.into_inner()]).await?.pop();
+        Ok(Response::new(CreateVolumeResponse { volume }))
+    }
+
+    async fn create_volumes(
+        &self,
+        request: Request<CreateVolumesRequest>,
+    ) -> Answer<CreateVolumesResponse> {
+        let volumes = self.create(request.into_inner().volumes).await?;
+        Ok(Response::new(CreateVolumesResponse { volumes }))
+    }
+
+    async fn get_volume(&self, request: Request<GetVolumeRequest>) -> Answer<GetVolumeResponse> {
+        let request = request.into_inner();
+        let found = self.engine.control(move |pool| async move {
+            let info = convert::resolve(&pool, request.volume)?;
+            if request.with_space {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "space report: not in this version",
+                ));
+            }
+            Ok((info.id, convert::volume(&pool, info)))
+        });
+        let (id, volume) = found.await?;
+        let exports = self.exports.list(Some(id)).await;
+        Ok(Response::new(GetVolumeResponse { volume: Some(volume), space: None, exports }))
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<ListVolumesRequest>,
+    ) -> Answer<ListVolumesResponse> {
+        Ok(Response::new(list(&self.engine, request.into_inner()).await?))
+    }
+
+    async fn modify_volume(
+        &self,
+        request: Request<ModifyVolumeRequest>,
+    ) -> Answer<ModifyVolumeResponse> {
+        let mut request = request.into_inner();
+        let modified = self.engine.control(move |pool| async move {
+            let id = convert::resolve(&pool, request.volume.take())?.id;
+            let info = pool.modify(id, convert::modify_request(request)).await?;
+            Ok(convert::volume(&pool, info))
+        });
+        let volume = modified.await?;
+        info!(
+            volume = volume.name,
+            id = volume.id,
+            size_bytes = volume.size_bytes,
+            "volume changed"
+        );
+        Ok(Response::new(ModifyVolumeResponse { volume: Some(volume) }))
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<DeleteVolumeRequest>,
+    ) -> Answer<DeleteVolumeResponse> {
+        let info = self.resolve(request.into_inner().volume).await?;
+        let (id, name) = (info.id, info.name);
+        // Held until the volume is gone, so that no export of it starts meanwhile.
+        let _claim = self.exports.claim(id, &name).await?;
+        self.engine.control(move |pool| async move { pool.delete(id).await }).await?;
+        info!(volume = name, id = id.get(), "volume deleted");
+        Ok(Response::new(DeleteVolumeResponse {}))
+    }
+
+    async fn list_extents(
+        &self,
+        _request: Request<ListExtentsRequest>,
+    ) -> Answer<Self::ListExtentsStream> {
+        Ok(Response::new(stream::unsupported("extents")))
+    }
+
+    async fn diff_volumes(
+        &self,
+        _request: Request<DiffVolumesRequest>,
+    ) -> Answer<Self::DiffVolumesStream> {
+        Ok(Response::new(stream::unsupported("difference")))
+    }
+
+    async fn read_volume(
+        &self,
+        request: Request<ReadVolumeRequest>,
+    ) -> Answer<Self::ReadVolumeStream> {
+        let request = request.into_inner();
+        let info = self.resolve(request.volume).await?;
+        let engine = Arc::clone(&self.engine);
+        Ok(Response::new(content::read(engine, &info, request.offset, request.length)?))
+    }
+
+    async fn write_volume(
+        &self,
+        request: Request<Streaming<WriteVolumeRequest>>,
+    ) -> Answer<WriteVolumeResponse> {
+        let mut pieces = request.into_inner();
+        let Some(first) = pieces.message().await? else {
+            return Err(
+                Error::invalid("the stream is empty: the first message names the volume").into()
+            );
+        };
+        let info = self.resolve(first.volume.clone()).await?;
+        let _claim = self.exports.claim(info.id, &info.name).await?;
+        Ok(Response::new(content::write(&self.engine, &info, first, pieces).await?))
+    }
+
+    async fn start_export(
+        &self,
+        request: Request<StartExportRequest>,
+    ) -> Answer<StartExportResponse> {
+        let request = request.into_inner();
+        if ExportKind::try_from(request.kind).is_err() {
+            let what = format!("kind {} of exports is unknown to this pandod", request.kind);
+            return Err(Error::new(ErrorKind::Unsupported, what).into());
+        }
+        let info = self.resolve(request.volume).await?;
+        let export = self.exports.start(&info, request.read_only).await?;
+        Ok(Response::new(StartExportResponse { export: Some(export) }))
+    }
+
+    async fn stop_export(&self, request: Request<StopExportRequest>) -> Answer<StopExportResponse> {
+        let info = self.resolve(request.into_inner().volume).await?;
+        self.exports.stop(info.id, &info.name).await?;
+        Ok(Response::new(StopExportResponse {}))
+    }
+
+    async fn list_exports(
+        &self,
+        _request: Request<ListExportsRequest>,
+    ) -> Answer<ListExportsResponse> {
+        Ok(Response::new(ListExportsResponse { exports: self.exports.list(None).await }))
+    }
+}
+
+/// What a list is about.
+struct Filter {
+    prefix: String,
+    labels: std::collections::BTreeMap<String, String>,
+    source: Option<VolumeId>,
+    kind: VolumeKind,
+}
+
+impl Filter {
+    fn matches(&self, info: &VolumeInfo) -> bool {
+        info.name.starts_with(&self.prefix)
+            && self.labels.iter().all(|(key, value)| info.labels.get(key) == Some(value))
+            && self.source.is_none_or(|id| info.source == Source::Volume(id))
+            && match self.kind {
+                VolumeKind::Unspecified => true,
+                VolumeKind::Volume => !info.snapshot,
+                VolumeKind::Snapshot => info.snapshot,
+            }
+    }
+}
+
+/// The source to filter by. An id needs not exist any more: its clones still name it.
+fn source_filter(pool: &Pool, source: Option<VolumeRef>) -> Result<Option<VolumeId>> {
+    use pando_proto::v1::volume_ref::By;
+    match source {
+        None => Ok(None),
+        Some(VolumeRef { by: Some(By::Id(id)) }) => Ok(Some(VolumeId::new(id))),
+        some => convert::resolve(pool, some).map(|info| Some(info.id)),
+    }
+}
+
+/// One page of a list. The names are walked in steps, each a turn of the shard of its own, so
+/// that a filter which matches little does not hold up the shard's I/O.
+async fn list(engine: &Engine, request: ListVolumesRequest) -> Result<ListVolumesResponse> {
+    let kind = VolumeKind::try_from(request.kind).map_err(|_| {
+        Error::new(ErrorKind::Invalid, format!("kind {} of volumes is unknown", request.kind))
+    })?;
+    let source = request.source;
+    let source = engine.control(|pool| async move { source_filter(&pool, source) }).await?;
+    let filter =
+        Arc::new(Filter { prefix: request.name_prefix, labels: request.labels, source, kind });
+    let wanted = match to_usize(u64::from(request.page_size)) {
+        0 => LIST_PAGE_MAX,
+        size => size.min(LIST_PAGE_MAX),
+    };
+    let mut after = Some(request.page_token).filter(|token| !token.is_empty());
+    let mut volumes = Vec::new();
+    loop {
+        let filter = Arc::clone(&filter);
+        let step = wanted.max(LIST_STEP);
+        let from = after.take();
+        let page = engine.control(move |pool| async move {
+            let (infos, next) = pool.list(from.as_deref(), step);
+            let found: Vec<Volume> = infos
+                .into_iter()
+                .filter(|info| filter.matches(info))
+                .map(|info| convert::volume(&pool, info))
+                .collect();
+            Ok((found, next))
+        });
+        let (found, next) = page.await?;
+        volumes.extend(found);
+        if volumes.len() > wanted || (volumes.len() == wanted && next.is_some()) {
+            volumes.truncate(wanted);
+            // A token is the name to go on behind.
+            let next_page_token = volumes.last().map(|last| last.name.clone()).unwrap_or_default();
+            return Ok(ListVolumesResponse { volumes, next_page_token });
+        }
+        if next.is_none() {
+            return Ok(ListVolumesResponse { volumes, next_page_token: String::new() });
+        }
+        after = next;
+    }
+}
