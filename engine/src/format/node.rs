@@ -555,8 +555,10 @@ pub fn seal_crc(bytes: &mut [u8]) {
 pub fn upper_bound<E: Entry>(entries: &[E], lba: u64) -> usize {
     const STRIDE: usize = 16;
     let mut from = 0;
-    for pivot in entries.iter().step_by(STRIDE).skip(1) {
-        from += if pivot.key() <= lba { STRIDE } else { 0 };
+    let mut pivot = STRIDE;
+    while pivot < entries.len() {
+        from += if entries[pivot].key() <= lba { STRIDE } else { 0 };
+        pivot += STRIDE;
     }
     let step = &entries[from..entries.len().min(from + STRIDE)];
     from + step.iter().map(|entry| usize::from(entry.key() <= lba)).sum::<usize>()

@@ -132,7 +132,8 @@ impl Editor<'_, '_> {
         ptr: &NodePtr,
         insert: Option<Extent>,
     ) -> Option<Pointers> {
-        let leaf = self.node(self.resident(node)).leaf();
+        let slot = self.resident(node);
+        let leaf = self.node(slot).leaf();
         let from = first_overlap(leaf, self.start);
         let overlapping = leaf[from..].iter().take_while(|entry| entry.key() < self.end);
         let to = from + overlapping.count();
@@ -146,7 +147,7 @@ impl Editor<'_, '_> {
                 return Some(Pointers::default());
             }
         }
-        let (slot, ptr) = self.make_own(node, ptr);
+        let (slot, ptr) = self.make_own(slot, ptr);
         self.log_removed(slot, from..to);
         let (range, pieces) = self.leaf_pieces(slot, from..to, insert);
         if let Some(extent) = insert {
@@ -219,7 +220,7 @@ impl Editor<'_, '_> {
             self.drop_emptied(slot, ptr);
             return Some(Pointers::default());
         }
-        let (slot, ptr) = self.make_own(node, ptr);
+        let (slot, ptr) = self.make_own(slot, ptr);
         Some(self.replace(slot, &ptr, range, pieces.as_slice()))
     }
 
@@ -242,9 +243,9 @@ impl Editor<'_, '_> {
         }
     }
 
-    /// Makes the node at `ptr` one that may be changed in memory; says where it is now.
-    fn make_own(&mut self, node: &NodeRef, ptr: &NodePtr) -> (Slot, NodePtr) {
-        let slot = self.resident(node);
+    /// Makes the node at `ptr`, which is in `slot`, one that may be changed in memory; says where
+    /// it is now.
+    fn make_own(&mut self, slot: Slot, ptr: &NodePtr) -> (Slot, NodePtr) {
         let (seq, owned) = (self.ctx.seq, ptr.birth > self.ctx.shared_at);
         if owned && ptr.birth > self.ctx.seal {
             debug_assert!(self.ctx.cache.is_dirty(slot));
@@ -265,7 +266,7 @@ impl Editor<'_, '_> {
         self.log(ptr, RefChange::NodeDown);
         let slot = self.ctx.cache.duplicate(slot, block, seq);
         let copy = self.ctx.cache.node_mut(slot);
-        if node.level == 0 {
+        if copy.level() == 0 {
             copy.clear_own::<LeafEntry>();
         } else {
             copy.clear_own::<InnerEntry>();

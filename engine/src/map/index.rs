@@ -29,6 +29,7 @@ impl Index {
     }
 
     /// The slot of `block`; `holds` tells whether a slot holds it (tags can collide).
+    #[inline]
     pub(super) fn find(&self, block: BlockNo, holds: impl Fn(u32) -> bool) -> Option<u32> {
         self.position(block, holds).map(|at| slot_of(self.entries[at]))
     }
@@ -64,6 +65,7 @@ impl Index {
         self.len -= 1;
     }
 
+    #[inline]
     fn position(&self, block: BlockNo, holds: impl Fn(u32) -> bool) -> Option<usize> {
         let tag = tag_of(block);
         let mask = self.entries.len() - 1;
