@@ -153,6 +153,44 @@ fn a_root_with_one_child_gives_way_to_it() {
 }
 
 #[test]
+fn a_shared_node_with_one_child_stays_as_the_root() {
+    let mut world = small();
+    for lba in 0..40 {
+        world.map(0, lba * 2, 1);
+    }
+    world.unmap(0, 8, 24);
+    world.clone_volume(0);
+    world.unmap(1, 32, 1000);
+    let root = world.volumes[1].root.unwrap();
+    assert_eq!(root.level, 1);
+    assert!(root.ptr.birth.get() < world.volumes[1].shared_at);
+    world.seal();
+    world.check();
+    world.finish();
+    // The next change makes it the volume's own; then it gives way to its child.
+    world.map(1, 0, 1);
+    assert_eq!(world.volumes[1].root.unwrap().level, 0);
+    world.checkpoint();
+    world.check();
+    world.read_all(1, 100, 10);
+}
+
+#[test]
+fn what_is_shared_does_not_coalesce_with_what_is_own() {
+    let mut world = small();
+    world.edit(0, 10, 5, Some(BlockNo::new(5000)));
+    world.clone_volume(0);
+    world.edit(0, 15, 3, Some(BlockNo::new(5005)));
+    world.seal();
+    world.check();
+    let mut out = Vec::new();
+    let root = world.volumes[0].root;
+    lookup(&world.cache, root.as_ref(), Lba::new(10), 100, 9, &mut out).unwrap();
+    let found: Vec<_> = out.iter().map(|e| (e.lba.get(), e.len, e.own)).collect();
+    assert_eq!(found, [(10, 5, false), (15, 3, true)]);
+}
+
+#[test]
 fn loading_refuses_what_the_pointer_does_not_say() {
     let mut world = small();
     for lba in 0..20 {
