@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! index: block -> slot       about: block, birth, level, dirty, referenced    (one per slot)
-//!                            pages: the node itself, 256 to a chunk of 1 MiB  (one per slot)
+//!                            pages: the node itself, 512 to a huge page       (one per slot)
 //! ```
 //!
 //! Invariants: a node in the cache has been verified against the pointer that led to it, or was
@@ -12,7 +12,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use zerocopy::IntoBytes;
+use memmap2::{Advice, MmapMut};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::index::Index;
 use super::{Fanout, Missing};
@@ -21,8 +22,8 @@ use crate::format::node::{Node, NodeBlock, seal_crc};
 use crate::limits::MAP_LEVELS_MAX;
 use crate::units::{BLOCK_SIZE, BlockNo, Seqno, to_u32, to_u64, to_usize};
 
-/// Nodes in a chunk of memory: 1 MiB.
-const CHUNK_NODES: usize = 256;
+/// Nodes in a chunk of memory: 2 MiB.
+const CHUNK_NODES: usize = 512;
 /// Clean nodes that stay, however many are dirty: the two paths of an edit with room to spare.
 /// With fewer, loading the lower end of a path would evict its upper end, over and over.
 const CLEAN_MIN: usize = 4 * MAP_LEVELS_MAX;
@@ -52,6 +53,27 @@ struct About {
     referenced: AtomicBool,
 }
 
+/// Memory of many nodes: one huge page. A look-up in a large map goes to a node that no cache of
+/// the processor holds, and with small pages it would miss the TLB for each of them as well.
+struct Chunk(MmapMut);
+
+impl Chunk {
+    fn new() -> Self {
+        let map = MmapMut::map_anon(CHUNK_NODES * BLOCK_SIZE).expect("memory for the node cache");
+        // A kernel without huge pages refuses: then it is ordinary memory.
+        let _advised = map.advise(Advice::HugePage);
+        Self(map)
+    }
+
+    fn nodes(&self) -> &[NodeBlock] {
+        <[NodeBlock]>::ref_from_bytes(&self.0).expect("a mapping is whole, aligned blocks")
+    }
+
+    fn nodes_mut(&mut self) -> &mut [NodeBlock] {
+        <[NodeBlock]>::mut_from_bytes(&mut self.0).expect("a mapping is whole, aligned blocks")
+    }
+}
+
 /// A bounded cache of map nodes.
 pub struct NodeCache {
     capacity: usize,
@@ -59,7 +81,7 @@ pub struct NodeCache {
     fanout: Fanout,
     index: Index,
     about: Vec<About>,
-    chunks: Vec<Box<[NodeBlock]>>,
+    chunks: Vec<Chunk>,
     free: Vec<Slot>,
     dirty: Vec<Slot>,
     hand: usize,
@@ -207,11 +229,11 @@ impl NodeCache {
     }
 
     pub(super) fn node(&self, slot: Slot) -> &Node {
-        &self.chunks[slot.at() / CHUNK_NODES][slot.at() % CHUNK_NODES].0
+        &self.chunks[slot.at() / CHUNK_NODES].nodes()[slot.at() % CHUNK_NODES].0
     }
 
     pub(super) fn node_mut(&mut self, slot: Slot) -> &mut Node {
-        &mut self.chunks[slot.at() / CHUNK_NODES][slot.at() % CHUNK_NODES].0
+        &mut self.chunks[slot.at() / CHUNK_NODES].nodes_mut()[slot.at() % CHUNK_NODES].0
     }
 
     pub(super) fn is_dirty(&self, slot: Slot) -> bool {
@@ -238,13 +260,14 @@ impl NodeCache {
         let (source, target) = (from.at(), slot.at());
         let [source_chunk, target_chunk] = [source / CHUNK_NODES, target / CHUNK_NODES];
         if source_chunk == target_chunk {
-            let bytes = self.chunks[source_chunk].as_mut_bytes();
+            let bytes = self.chunks[source_chunk].nodes_mut().as_mut_bytes();
             let start = (source % CHUNK_NODES) * BLOCK_SIZE;
             bytes.copy_within(start..start + BLOCK_SIZE, (target % CHUNK_NODES) * BLOCK_SIZE);
         } else if let Ok([source_chunk, target_chunk]) =
             self.chunks.get_disjoint_mut([source_chunk, target_chunk])
         {
-            target_chunk[target % CHUNK_NODES].clone_from(&source_chunk[source % CHUNK_NODES]);
+            let copied = &source_chunk.nodes()[source % CHUNK_NODES];
+            target_chunk.nodes_mut()[target % CHUNK_NODES].clone_from(copied);
         }
         self.node_mut(slot).place(block, birth);
         self.set_dirty(slot);
@@ -304,7 +327,7 @@ impl NodeCache {
     fn add_slot(&mut self) -> Slot {
         let slot = Slot(to_u32(to_u64(self.about.len())));
         if self.about.len() == self.chunks.len() * CHUNK_NODES {
-            self.chunks.push(vec![NodeBlock::ZERO; CHUNK_NODES].into_boxed_slice());
+            self.chunks.push(Chunk::new());
         }
         let birth = Seqno::new(0);
         let referenced = AtomicBool::new(false);

@@ -28,6 +28,15 @@ impl Pool {
         self.commit(target).await
     }
 
+    /// One bare sync of the device: the barrier that durable operations are measured against.
+    ///
+    /// # Errors
+    /// The device's.
+    #[cfg(any(test, feature = "testing"))]
+    pub async fn disk_sync_for_bench(&self) -> Result<()> {
+        self.disk().sync().await
+    }
+
     /// Makes all records up to `seqno` durable.
     pub(crate) async fn commit(&self, seqno: Seqno) -> Result<()> {
         loop {
