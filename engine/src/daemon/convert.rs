@@ -7,7 +7,10 @@ use pando_proto::{ERRNO_KEY, ERROR_KIND_KEY, v1};
 use tonic::{Code, Status};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::{CreateVolume, ModifyVolume, Pool, PoolCounters, PoolStatus, Source, VolumeInfo};
+use crate::pool::{
+    ChangedRun, CreateVolume, ModifyVolume, Pool, PoolCounters, PoolStatus, Source, SpaceReport,
+    VolumeInfo,
+};
 use crate::units::VolumeId;
 
 /// The stable name of a kind of error, and the gRPC code that goes with it. The table stands in
@@ -117,6 +120,23 @@ pub(super) fn volume(pool: &Pool, info: VolumeInfo) -> v1::Volume {
         mapped_bytes: info.mapped_bytes,
         own_bytes: info.own_bytes,
     }
+}
+
+pub(super) const fn space(report: &SpaceReport) -> v1::SpaceReport {
+    v1::SpaceReport {
+        mapped_bytes: report.mapped_bytes,
+        exclusive_bytes: report.exclusive_bytes,
+        shared_bytes: report.shared_bytes,
+        freed_if_deleted_bytes: report.freed_if_deleted_bytes,
+    }
+}
+
+pub(super) const fn extent(run: &ChangedRun) -> v1::Extent {
+    v1::Extent { offset: run.offset, length: run.len }
+}
+
+pub(super) const fn changed_extent(run: &ChangedRun) -> v1::ChangedExtent {
+    v1::ChangedExtent { offset: run.offset, length: run.len, mapped: run.mapped }
 }
 
 pub(super) fn pool(status: PoolStatus, path: String) -> v1::Pool {

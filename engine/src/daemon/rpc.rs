@@ -154,17 +154,15 @@ impl Pando for Service {
         let request = request.into_inner();
         let found = self.engine.control(move |pool| async move {
             let info = convert::resolve(&pool, request.volume)?;
-            if request.with_space {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    "space report: not in this version",
-                ));
-            }
-            Ok((info.id, convert::volume(&pool, info)))
+            let space = match request.with_space {
+                true => Some(convert::space(&pool.space(info.id).await?)),
+                false => None,
+            };
+            Ok((info.id, convert::volume(&pool, info), space))
         });
-        let (id, volume) = found.await?;
+        let (id, volume, space) = found.await?;
         let exports = self.exports.list(Some(id)).await;
-        Ok(Response::new(GetVolumeResponse { volume: Some(volume), space: None, exports }))
+        Ok(Response::new(GetVolumeResponse { volume: Some(volume), space, exports }))
     }
 
     async fn list_volumes(
@@ -209,16 +207,26 @@ impl Pando for Service {
 
     async fn list_extents(
         &self,
-        _request: Request<ListExtentsRequest>,
+        request: Request<ListExtentsRequest>,
     ) -> Answer<Self::ListExtentsStream> {
-        Ok(Response::new(stream::unsupported("extents")))
+        let id = self.resolve(request.into_inner().volume).await?.id;
+        let engine = Arc::clone(&self.engine);
+        Ok(Response::new(stream::changed(engine, None, id, |runs| ListExtentsResponse {
+            extents: runs.iter().filter(|run| run.mapped).map(convert::extent).collect(),
+        })))
     }
 
     async fn diff_volumes(
         &self,
-        _request: Request<DiffVolumesRequest>,
+        request: Request<DiffVolumesRequest>,
     ) -> Answer<Self::DiffVolumesStream> {
-        Ok(Response::new(stream::unsupported("difference")))
+        let request = request.into_inner();
+        let base = self.resolve(request.base).await?.id;
+        let id = self.resolve(request.volume).await?.id;
+        let engine = Arc::clone(&self.engine);
+        Ok(Response::new(stream::changed(engine, Some(base), id, |runs| DiffVolumesResponse {
+            extents: runs.iter().map(convert::changed_extent).collect(),
+        })))
     }
 
     async fn read_volume(

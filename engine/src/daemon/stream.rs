@@ -4,16 +4,22 @@
 //! channel closes and the task ends at its next step.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use tokio::sync::mpsc::{self, Sender};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use crate::daemon::engine::Engine;
 use crate::daemon::rpc::Answers;
 use crate::error::{Error, ErrorKind, Result};
+use crate::pool::ChangedRun;
+use crate::units::VolumeId;
 
 /// Messages between a task and its client.
 const MESSAGES_AHEAD: usize = 8;
+/// Runs in one message.
+const RUNS_MAX: usize = 4096;
 
 /// Where a task's messages go.
 pub(super) type Out<T> = Sender<std::result::Result<T, Status>>;
@@ -45,5 +51,27 @@ where
 pub(super) fn unsupported<T: Send + 'static>(what: &'static str) -> Answers<T> {
     answers(move |_| async move {
         Err(Error::new(ErrorKind::Unsupported, format!("{what}: not in this version of pandod")))
+    })
+}
+
+/// The runs in which `new` differs from `old`, or which it maps if there is no `old`.
+pub(super) fn changed<T: Send + 'static>(
+    engine: Arc<Engine>,
+    old: Option<VolumeId>,
+    new: VolumeId,
+    message: impl Fn(&[ChangedRun]) -> T + Send + 'static,
+) -> Answers<T> {
+    answers(move |out| async move {
+        let mut next = Some(0);
+        while let Some(offset) = next {
+            let step = engine
+                .control(move |pool| async move { pool.changed(old, new, offset, RUNS_MAX).await });
+            let (runs, after) = step.await?;
+            if !runs.is_empty() && !send(&out, message(&runs)).await {
+                return Ok(());
+            }
+            next = after;
+        }
+        Ok(())
     })
 }

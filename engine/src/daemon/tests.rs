@@ -6,10 +6,11 @@ use std::sync::Arc;
 use pando_proto::v1::pando_client::PandoClient;
 use pando_proto::v1::volume_ref::By;
 use pando_proto::v1::{
-    CreateVolumeRequest, CreateVolumesRequest, DeleteVolumeRequest, GetVolumeRequest,
-    ListExportsRequest, ListVolumesRequest, ListVolumesResponse, ModifyVolumeRequest,
-    PoolStatusRequest, ReadVolumeRequest, StartExportRequest, StopExportRequest, VolumeKind,
-    VolumeRef, WriteVolumeRequest, read_volume_response, write_volume_request,
+    CreateVolumeRequest, CreateVolumesRequest, DeleteVolumeRequest, DiffVolumesRequest,
+    GetVolumeRequest, ListExportsRequest, ListVolumesRequest, ListVolumesResponse,
+    ModifyVolumeRequest, PoolStatusRequest, ReadVolumeRequest, StartExportRequest,
+    StopExportRequest, VolumeKind, VolumeRef, WriteVolumeRequest, read_volume_response,
+    write_volume_request,
 };
 use pando_proto::{ERRNO_KEY, ERROR_KIND_KEY};
 use tempfile::TempDir;
@@ -148,6 +149,20 @@ async fn read(client: &mut PandoClient<Channel>, name: &str) -> (Vec<(u64, Vec<u
     (data, holes)
 }
 
+async fn changed(
+    client: &mut PandoClient<Channel>,
+    base: &str,
+    name: &str,
+) -> Vec<(u64, u64, bool)> {
+    let request = DiffVolumesRequest { base: named(base), volume: named(name) };
+    let mut answers = client.diff_volumes(request).await.unwrap().into_inner();
+    let mut runs = Vec::new();
+    while let Some(answer) = answers.message().await.unwrap() {
+        runs.extend(answer.extents.iter().map(|run| (run.offset, run.length, run.mapped)));
+    }
+    runs
+}
+
 async fn names(
     client: &mut PandoClient<Channel>,
     request: ListVolumesRequest,
@@ -168,6 +183,10 @@ async fn volumes_live_and_survive_a_restart() {
     write(&mut client, "db", 4096, vec![2; 4096]).await;
     let (data, holes) = read(&mut client, "db-test").await;
     assert_eq!((data, holes), (vec![(4096, vec![1; 8192])], 8 * MIB - 8192));
+    assert_eq!(changed(&mut client, "db", "db-test").await, [(4096, 4096, true)]);
+    let request = GetVolumeRequest { volume: named("db-test"), with_space: true };
+    let space = client.get_volume(request).await.unwrap().into_inner().space.unwrap();
+    assert_eq!((space.mapped_bytes, space.exclusive_bytes, space.shared_bytes), (8192, 4096, 4096));
 
     let grown = ModifyVolumeRequest {
         volume: named("db-test"),
