@@ -6,7 +6,7 @@
 //! ```
 //!
 //! What a client sends behind STARTTLS before the session stands could have been put there by
-//! anybody on the way (CVE-2021-3716): a client that does so is let go.
+//! anybody on the way (CVE-2021-3716): the handshake lets go of a client that does so.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -184,7 +184,9 @@ impl Connection {
 }
 
 /// Brings a connection up to STARTTLS; `None` when the client leaves before that.
-async fn greet(client: &mut TcpStream) -> io::Result<Option<Handshake>> {
+async fn greet(
+    client: &mut (impl AsyncRead + AsyncWrite + Unpin),
+) -> io::Result<Option<Handshake>> {
     let mut out = Vec::new();
     let mut input = Vec::new();
     let mut handshake = Handshake::start(Tls::Required, &mut out);
@@ -192,7 +194,8 @@ async fn greet(client: &mut TcpStream) -> io::Result<Option<Handshake>> {
         let (taken, action) = handshake.step(&input, &mut out);
         input.drain(..taken);
         match action {
-            Action::StartTls if input.is_empty() => {
+            Action::StartTls => {
+                debug_assert!(input.is_empty(), "nothing in clear comes behind STARTTLS");
                 client.write_all(&out).await?;
                 return Ok(Some(handshake));
             }
@@ -203,9 +206,6 @@ async fn greet(client: &mut TcpStream) -> io::Result<Option<Handshake>> {
                 if (&mut *client).take(room).read_buf(&mut input).await? == 0 {
                     return Ok(None);
                 }
-            }
-            Action::StartTls => {
-                return Err(io::Error::other("the client sent plain text behind STARTTLS"));
             }
             // Before TLS nothing is listed and nothing opened, and no greeting is this long.
             Action::Read | Action::List | Action::Open(_) | Action::Close => {
@@ -241,5 +241,66 @@ async fn relay(
     tokio::select! {
         () = up => {}
         () = down => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::config::NbdTls;
+    use crate::export::nbd::proto::{option, reply};
+
+    /// What a client says: flags, then options without data.
+    fn said(options: &[u32]) -> Vec<u8> {
+        let mut bytes = 1_u32.to_be_bytes().to_vec();
+        for option in options {
+            bytes.extend(b"IHAVEOPT");
+            bytes.extend(option.to_be_bytes());
+            bytes.extend(0_u32.to_be_bytes());
+        }
+        bytes
+    }
+
+    /// What comes of a client that says `bytes` and no more, and what it is answered.
+    async fn greeted(bytes: &[u8]) -> (io::Result<Option<Handshake>>, Vec<u8>) {
+        let (mut client, mut server) = tokio::io::duplex(1 << 20);
+        client.write_all(bytes).await.unwrap();
+        client.shutdown().await.unwrap();
+        let outcome = greet(&mut server).await;
+        drop(server);
+        let mut answers = Vec::new();
+        client.read_to_end(&mut answers).await.unwrap();
+        (outcome, answers)
+    }
+
+    #[tokio::test]
+    async fn nothing_is_served_before_tls() {
+        let (outcome, answers) = greeted(&said(&[option::LIST, option::STARTTLS])).await;
+        assert!(outcome.unwrap().is_some());
+        let refusal = reply::ERR_TLS_REQD.to_be_bytes();
+        assert!(answers.windows(4).any(|word| word == refusal), "{answers:?}");
+        let (outcome, _) = greeted(&said(&[option::LIST, option::ABORT])).await;
+        assert!(outcome.unwrap().is_none());
+        let (outcome, _) = greeted(&said(&[])).await;
+        assert!(outcome.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn plain_text_behind_starttls_ends_the_connection() {
+        let mut bytes = said(&[option::STARTTLS]);
+        bytes.extend(&said(&[option::LIST])[4..]);
+        assert!(greeted(&bytes).await.0.unwrap().is_none());
+    }
+
+    #[test]
+    fn missing_certificates_are_named() {
+        let config = NbdTls {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            certificate: "/nonexistent/server.pem".into(),
+            key: "/nonexistent/server.key".into(),
+            client_ca: "/nonexistent/clients.pem".into(),
+        };
+        let error = Server::new(&config).err().unwrap();
+        assert!(error.to_string().contains("/nonexistent/clients.pem"), "{error}");
     }
 }
