@@ -1,0 +1,37 @@
+# The targets call the same scripts as CI; each can be read and run by itself.
+
+CARGO ?= cargo
+# Everything that is built for tests, with one set of features, so that it is built once.
+FEATURES := pando-engine/daemon,pando-engine/testing
+
+.PHONY: help run test check bench fuzz-smoke clean-run
+
+help:
+	@echo 'make run         build, make a pool in a file, show a clone of real data with numbers'
+	@echo 'make test        install what the tests need, run every test'
+	@echo 'make check       format, lints, documentation, licences'
+	@echo 'make bench       benchmarks'
+	@echo 'make fuzz-smoke  a minute of each fuzz target'
+	@echo 'make clean-run   remove what `make run` made'
+
+run:
+	@scripts/demo
+
+test:
+	@scripts/test $(ARGS)
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --features $(FEATURES) -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --features $(FEATURES)
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	else echo 'cargo deny is not installed: licences and advisories are not checked'; fi
+
+bench:
+	@scripts/bench $(ARGS)
+
+fuzz-smoke:
+	@scripts/fuzz-smoke
+
+clean-run:
+	@scripts/demo --clean
