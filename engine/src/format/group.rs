@@ -14,7 +14,7 @@ use crate::units::{BLOCK_SIZE, Generation, to_usize};
 
 const ENTRIES: usize = 1020;
 const _: () = assert!(ENTRIES as u64 == PAGE_ENTRIES);
-const PAGES: usize = 2 * GROUP_PAGES_MAX as usize;
+const PAGES: usize = 2 * to_usize(GROUP_PAGES_MAX);
 
 /// Count of a reference-count entry: the low 30 bits.
 pub const COUNT_MASK: u32 = (1 << 30) - 1;

@@ -139,6 +139,12 @@ impl Pool {
                         format!("volume {} exists, others of the group do not", old.name),
                     ));
                 }
+                if inner.state.space.free() < inner.hard_reserve() {
+                    return Err(Error::new(
+                        ErrorKind::NoSpace,
+                        "the pool is full; delete volumes or snapshots, or grow it",
+                    ));
+                }
                 let next = inner.state.next_id;
                 let new = requests.iter().zip(next..).map(|(r, id)| inner.new_volume(r, id));
                 let record = Record::Create(new.collect::<Result<_>>()?);

@@ -14,6 +14,9 @@ use crate::units::{BLOCK_SIZE, BlockNo, to_u64, to_usize};
 /// Attempts at reading something that a checkpoint replaces under the reader's hands.
 const RETRIES: usize = 8;
 
+/// Blocks by which the catalogue may grow before its own place is reckoned with.
+const CATALOGUE_SLACK: u64 = 4;
+
 /// Keeps blocks that were looked up from being allocated again while they are read.
 pub(crate) struct Pin {
     pool: Pool,
@@ -42,11 +45,18 @@ impl Inner {
         }
     }
 
-    /// Sets blocks aside for new nodes until `count` are at hand.
+    /// Sets blocks aside for new nodes until `count` are at hand. Two catalogues always fit
+    /// behind them: without one no checkpoint, and so no deletion, could be made.
     pub(crate) fn refill_nodes(&mut self, count: usize) -> std::result::Result<(), TakeError> {
         let want = count.max(NODE_RESERVE.min(to_usize(self.state.space.free() / 16)));
+        let floor = 2 * self.catalogue_blocks + CATALOGUE_SLACK;
         while self.state.node_blocks.len() < want {
-            let missing = to_u64(want - self.state.node_blocks.len());
+            let room = self.state.space.free().saturating_sub(floor);
+            let missing = to_u64(want - self.state.node_blocks.len()).min(room);
+            if missing == 0 {
+                let enough = self.state.node_blocks.len() >= count;
+                return if enough { Ok(()) } else { Err(TakeError::Full) };
+            }
             match self.state.space.take(missing) {
                 Ok(run) => {
                     let blocks = (0..run.len).rev().map(|i| run.block.plus(i));

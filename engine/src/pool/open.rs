@@ -58,7 +58,8 @@ impl Pool {
         let replayed = log.len();
         pool.replay(log).await?;
         pool.checkpoint_of(Kind { new_salt: true, ..Kind::default() }).await?;
-        pool.core.lock().journal.set_salt(pool.core.checkpointer.lock().await.superblock.salt);
+        let salt = pool.core.checkpointer.lock().await.superblock.salt;
+        pool.core.lock().journal.set_salt(salt);
         tracing::info!(replayed, generation = superblock.generation.get() + 1, "pool opened");
         Ok(pool)
     }

@@ -1,6 +1,7 @@
 //! From a change to a record: prepared, appended and applied in one critical section (I3).
 
 use super::core::{Inner, Pool};
+use super::fetch::Pin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
 use crate::state::Need;
@@ -68,8 +69,8 @@ impl Pool {
         &self,
         mut build: impl FnMut(&Inner) -> Result<(Option<Record>, T)>,
     ) -> Result<(Seqno, T)> {
-        let _pin = self.pin();
         loop {
+            let pin = self.pin();
             let obstacle = {
                 let mut inner = self.core.lock();
                 inner.check_alive()?;
@@ -87,14 +88,28 @@ impl Pool {
                     Err((_, obstacle)) => obstacle,
                 }
             };
-            self.overcome(obstacle).await?;
+            self.overcome(obstacle, pin).await?;
         }
     }
 
-    pub(crate) async fn overcome(&self, obstacle: Obstacle) -> Result<()> {
+    /// Gets what is in the way out of it. `pin` is from before the look-up that met the obstacle:
+    /// it keeps a missing node from being overwritten, and must not outlast that, since whoever
+    /// waits for space while it pins what was freed would wait for itself.
+    pub(crate) async fn overcome(&self, obstacle: Obstacle, pin: Pin) -> Result<()> {
         match obstacle {
-            Obstacle::Need(need) => self.fetch(need).await,
-            Obstacle::Checkpoint(published) => self.await_published(published).await,
+            Obstacle::Need(need @ Need::Node(_)) => {
+                let fetched = self.fetch(need).await;
+                drop(pin);
+                fetched
+            }
+            Obstacle::Need(need) => {
+                drop(pin);
+                self.fetch(need).await
+            }
+            Obstacle::Checkpoint(published) => {
+                drop(pin);
+                self.await_published(published).await
+            }
         }
     }
 }

@@ -129,20 +129,18 @@ impl Pool {
             let ranges = batch_ranges(&batch);
             join(self.write_data(&mut batch), self.warm(&ranges)).await
         };
-        let _pin = match data {
-            Ok(()) => self.pin(),
-            Err(error) => {
-                self.core.poison(&error);
-                self.abandon(batch, &error);
-                return;
-            }
-        };
+        if let Err(error) = data {
+            self.core.poison(&error);
+            self.abandon(batch, &error);
+            return;
+        }
         let mut left = batch;
         while !left.is_empty() {
+            let pin = self.pin();
             let (rest, obstacle) = self.record_batch(left);
             left = rest;
             if let Some(obstacle) = obstacle
-                && let Err(error) = self.overcome(obstacle).await
+                && let Err(error) = self.overcome(obstacle, pin).await
             {
                 self.abandon(left, &error);
                 return;
@@ -282,11 +280,16 @@ impl Inner {
     /// Whether the first write of `batch` was overtaken, or how many writes from it on go into
     /// one record (0: it is too large for one).
     fn overtaken_or_group(&self, batch: &mut [Placed]) -> Group {
-        let (mut runs, mut blocks, mut count) = (0, 0, 0);
+        let (mut runs, mut blocks, mut nodes, mut count) = (0, 0, 0, 0);
         for placed in batch.iter() {
             runs += placed.runs.len();
             blocks += placed.sums.len();
+            nodes += placed.runs.len() * self.state.nodes_for_edit(placed.write.volume);
             if runs > RECORD_RUNS_MAX || blocks > RECORD_BLOCKS_MAX {
+                break;
+            }
+            // A pool that is short of space has few blocks for nodes at hand: record by record.
+            if count > 0 && nodes > self.state.node_blocks.len() {
                 break;
             }
             // A condition speaks of the state before the record, so it stands at its beginning.

@@ -117,6 +117,13 @@ impl Space {
             return Err(TakeError::Load(to_u32(to_u64(self.current))));
         };
         let (index, len) = bitmap.find(self.cursor, want).expect("free blocks are found");
+        let (cursor, free) = (self.cursor, group.free);
+        if index < cursor && len < want && self.goes_elsewhere(free) {
+            // Once round this group: what is left of it are holes.
+            return self.take(want);
+        }
+        let group = &mut self.groups[self.current];
+        let bitmap = group.bitmap.as_mut().expect("loaded above");
         bitmap.set(index, len, false);
         group.free -= len;
         group.outstanding += len;
@@ -209,6 +216,17 @@ impl Space {
         }
         entry.free += added;
         self.free += added;
+    }
+
+    /// Turns to another group if that has much more room than `free` blocks.
+    fn goes_elsewhere(&mut self, free: u64) -> bool {
+        let Some(best) = self.roomiest() else { return false };
+        let better = best != self.current && self.groups[best].free / 2 > free;
+        if better {
+            self.current = best;
+            self.cursor = 0;
+        }
+        better
     }
 
     fn roomiest(&self) -> Option<usize> {

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use crate::format::geometry::{PAGE_ENTRIES, PageId};
 use crate::format::group::TablePage;
+use crate::units::to_usize;
 
-const ENTRIES: usize = PAGE_ENTRIES as usize;
+const ENTRIES: usize = to_usize(PAGE_ENTRIES);
 
 struct FreshPage {
     known: [u64; ENTRIES.div_ceil(64)],

@@ -10,12 +10,12 @@ use crate::format::catalogue::VolumeEntry;
 use crate::format::geometry::Table;
 use crate::format::record::{MapRun, NewProperties, NewVolume, Record};
 use crate::limits;
-use crate::map::{self, EditContext, FreshNodes, Missing, NODES_PER_EDIT_MAX, RefChange, RefDelta};
+use crate::map::{self, EditContext, FreshNodes, Missing, RefChange, RefDelta};
 use crate::space::{Run, Space};
 use crate::units::{BlockNo, Lba, Seqno, VolumeId, to_u64};
 
-/// Blocks for nodes that the pool likes to have at hand: 1 MiB.
-pub const NODE_RESERVE: usize = 256;
+/// Blocks for nodes that the pool likes to have at hand: 2 MiB.
+pub const NODE_RESERVE: usize = 512;
 
 /// What must be there before a record can be applied.
 #[derive(Debug)]
@@ -72,12 +72,21 @@ impl State {
         self.volume(id).ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no {id}")))
     }
 
+    /// Blocks that one edit of a volume's map takes at most: see [`map::NODES_PER_EDIT_MAX`],
+    /// with one level more than the map has, because an edit before it in the record may add one.
+    #[must_use]
+    pub fn nodes_for_edit(&self, id: VolumeId) -> usize {
+        let root = self.volume(id).and_then(|volume| volume.entry.root.as_ref());
+        let levels = root.map_or(0, |root| usize::from(root.level) + 1);
+        (3 * (levels + 1) + 1).min(map::NODES_PER_EDIT_MAX)
+    }
+
     fn prepare_map(&self, runs: &[MapRun], sums: &[u32]) -> std::result::Result<(), Need> {
         let blocks: u64 = runs.iter().map(|r| u64::from(r.len)).sum();
         if blocks != to_u64(sums.len()) || sums.len() > limits::RECORD_BLOCKS_MAX {
             return Err(Error::corrupt("map record: runs and checksums do not agree").into());
         }
-        let nodes = runs.len() * NODES_PER_EDIT_MAX;
+        let nodes = runs.iter().map(|run| self.nodes_for_edit(run.volume)).sum();
         if self.node_blocks.len() < nodes {
             return Err(Need::NodeBlocks(nodes));
         }
@@ -97,8 +106,9 @@ impl State {
         if !volume.holds(lba, len) {
             return Err(Error::corrupt("unmap record: range out of bounds").into());
         }
-        if self.node_blocks.len() < NODES_PER_EDIT_MAX {
-            return Err(Need::NodeBlocks(NODES_PER_EDIT_MAX));
+        let nodes = self.nodes_for_edit(id);
+        if self.node_blocks.len() < nodes {
+            return Err(Need::NodeBlocks(nodes));
         }
         Ok(map::prepare_edit(&self.cache, volume.entry.root.as_ref(), lba, len)?)
     }
