@@ -413,10 +413,8 @@ impl Node {
     /// # Errors
     /// `Corrupt`, with the block number and the first thing that is wrong.
     pub fn verify<'a>(bytes: &'a [u8], expected: &NodeRef, pool: &[u8; 16]) -> Result<&'a Self> {
-        let Ok(node) = Self::ref_from_bytes(bytes) else {
-            return Err(expected.corrupt(format_args!("{} bytes, not 4096", bytes.len())));
-        };
-        node.verify_header(bytes, expected, pool)?;
+        let node = Self::identify(bytes, expected.block, pool)?;
+        node.verify_header(expected)?;
         let wrong = |what: &'static str| expected.corrupt(what);
         let mapped = if expected.level == 0 {
             node.verify_leaf(expected.end).map_err(wrong)?
@@ -425,16 +423,12 @@ impl Node {
         };
         let first = if expected.level == 0 { node.leaf()[0].key() } else { node.inner()[0].key() };
         if first != expected.lba.get() {
-            let told = expected.lba;
-            return Err(
-                expected.corrupt(format_args!("begins at lba {first}, its pointer says {told}"))
-            );
+            let what = format!("begins at lba {first}, its pointer says {}", expected.lba);
+            return Err(expected.corrupt(what));
         }
         if mapped != expected.mapped {
-            let told = expected.mapped;
-            return Err(
-                expected.corrupt(format_args!("maps {mapped} blocks, its pointer says {told}"))
-            );
+            let what = format!("maps {mapped} blocks, its pointer says {}", expected.mapped);
+            return Err(expected.corrupt(what));
         }
         Ok(node)
     }
@@ -449,14 +443,11 @@ impl Node {
         birth: Seqno,
         pool: &[u8; 16],
     ) -> Result<&'a Self> {
-        let (lba, end, mapped) = (Lba::new(0), Lba::new(LBA_END), 0);
-        let mut expected = NodeRef { block, birth, level: 0, lba, end, mapped };
-        let Ok(node) = Self::ref_from_bytes(bytes) else {
-            return Err(expected.corrupt("not a block"));
-        };
-        expected.level = node.level();
-        node.verify_header(bytes, &expected, pool)?;
-        let sums = if expected.level == 0 { node.verify_leaf(end) } else { node.verify_inner(end) };
+        let node = Self::identify(bytes, block, pool)?;
+        let (lba, end, level) = (Lba::new(0), Lba::new(LBA_END), node.level());
+        let expected = NodeRef { block, birth, level, lba, end, mapped: 0 };
+        node.verify_header(&expected)?;
+        let sums = if level == 0 { node.verify_leaf(end) } else { node.verify_inner(end) };
         sums.map(|_| node).map_err(|what| expected.corrupt(what))
     }
 
@@ -466,19 +457,35 @@ impl Node {
         Seqno::new(self.header.birth.get())
     }
 
-    fn verify_header(&self, bytes: &[u8], expected: &NodeRef, pool: &[u8; 16]) -> Result<()> {
-        let header = &self.header;
+    /// The node in `bytes` if it is a whole node of this pool that was written to `block`: what
+    /// can be said without a pointer to it. Its entries are not looked at, nor their number.
+    ///
+    /// # Errors
+    /// `Corrupt`, with the block number and what is wrong.
+    pub fn identify<'a>(bytes: &'a [u8], block: BlockNo, pool: &[u8; 16]) -> Result<&'a Self> {
+        let bad = |what: &str| Error::corrupt(format!("map node at {block}: {what}"));
+        let Ok(node) = Self::ref_from_bytes(bytes) else {
+            return Err(bad(&format!("{} bytes, not 4096", bytes.len())));
+        };
+        let header = &node.header;
         if header.magic.get() != MAGIC {
-            return Err(expected.corrupt("not a map node (magic)"));
+            return Err(bad("not a map node (magic)"));
         }
         if header.crc.get() != crc32(&bytes[4..]) {
-            return Err(expected.corrupt("checksum does not match"));
+            return Err(bad("checksum does not match"));
         }
         if header.pool != *pool {
-            return Err(expected.corrupt("belongs to another pool (uuid)"));
+            return Err(bad("belongs to another pool (uuid)"));
         }
+        if header.block.get() != block.get() {
+            return Err(bad(&format!("block {}, its pointer says {}", header.block, block.get())));
+        }
+        Ok(node)
+    }
+
+    fn verify_header(&self, expected: &NodeRef) -> Result<()> {
+        let header = &self.header;
         let told = [
-            ("block", header.block.get(), expected.block.get()),
             ("birth", header.birth.get(), expected.birth.get()),
             ("level", u64::from(header.level.get()), u64::from(expected.level)),
         ];
@@ -515,11 +522,8 @@ impl Node {
             free_from = entry.end();
             mapped += entry.mapped();
         }
-        if free_from > end.get().min(LBA_END) {
-            Err("an extent beyond its end")
-        } else {
-            Ok(mapped)
-        }
+        let fits = free_from <= end.get().min(LBA_END);
+        if fits { Ok(mapped) } else { Err("an extent beyond its end") }
     }
 
     /// Blocks mapped below an inner node whose header is valid.

@@ -21,6 +21,8 @@ use crate::units::{BlockNo, Lba, Seqno, VolumeId, to_u64, to_usize};
 
 /// Bytes of a record's header.
 pub const HEADER_BYTES: usize = 32;
+/// Records begin at multiples of this.
+pub const ALIGN: usize = 8;
 const MAGIC: u32 = 0x6352_4450;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -157,7 +159,7 @@ pub struct Framed {
 /// Bytes in the ring of a record with a payload of `payload` bytes.
 #[must_use]
 pub const fn framed_bytes(payload: usize) -> usize {
-    HEADER_BYTES + payload.next_multiple_of(8)
+    HEADER_BYTES + payload.next_multiple_of(ALIGN)
 }
 
 /// Frames `record` into `out`, which is cleared first.
@@ -189,6 +191,14 @@ pub fn encode(
     Ok(())
 }
 
+/// The sequence number of what looks like a record with this salt at the start of `bytes`.
+#[must_use]
+pub fn seqno_at(bytes: &[u8], salt: u32) -> Option<Seqno> {
+    let (header, _) = Header::read_from_prefix(bytes).ok()?;
+    let plausible = header.magic.get() == MAGIC && header.salt.get() == salt;
+    plausible.then(|| Seqno::new(header.seqno.get()))
+}
+
 /// Reads the record at the start of `bytes`, if it is whole, has this salt and is number `seqno`.
 /// `None` is where the log ends: there is no way to tell a torn record from an older one.
 #[must_use]
@@ -202,7 +212,7 @@ pub fn decode(bytes: &[u8], seqno: Seqno, salt: u32) -> Option<Framed> {
     {
         return None;
     }
-    let payload = rest.get(..length.next_multiple_of(8))?;
+    let payload = rest.get(..length.next_multiple_of(ALIGN))?;
     if header.crc.get() != crc32_of_parts(&[&header.as_bytes()[4..], payload]) {
         return None;
     }

@@ -15,7 +15,7 @@
 
 mod replay;
 
-pub use replay::{ReplayLog, read_log};
+pub use replay::{ReplayLog, lost_record, read_log};
 
 use crate::disk::RingMemory;
 use crate::error::Result;

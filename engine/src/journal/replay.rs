@@ -61,6 +61,18 @@ impl Iterator for ReplayLog<'_> {
     }
 }
 
+/// Whether the log ends too early at `next`: a record further on says that it was durable. The
+/// number of that record. A power failure never makes this; damage to a flushed record does.
+#[must_use]
+pub fn lost_record(ring: &[u8], next: Seqno, salt: u32) -> Option<Seqno> {
+    let later = |at: usize| {
+        let seqno = record::seqno_at(&ring[at..], salt)?;
+        let framed = (seqno > next).then(|| record::decode(&ring[at..], seqno, salt))??;
+        (framed.durable >= next).then_some(seqno)
+    };
+    (0..ring.len()).step_by(record::ALIGN).find_map(later)
+}
+
 /// Reads the whole ring.
 ///
 /// # Errors

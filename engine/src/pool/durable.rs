@@ -15,7 +15,7 @@ use crate::checkpoint::load::{self, Found, read_block};
 use crate::disk::{Buf, Disk};
 use crate::error::Result;
 use crate::format::geometry::{PageId, Table};
-use crate::format::group::TablePage;
+use crate::format::group::{GroupHeader, TablePage};
 use crate::format::node::{Node, NodeRef};
 use crate::format::superblock::Superblock;
 use crate::space::{MissingTable, Tables};
@@ -59,6 +59,20 @@ impl Durable {
         loop {
             let missing = match self.tables.borrow_mut().page(id) {
                 Ok(page) => return Ok(page),
+                Err(missing) => missing,
+            };
+            self.load_table(missing).await?;
+        }
+    }
+
+    /// The header of a group.
+    ///
+    /// # Errors
+    /// `Corrupt`, naming the group, or the device's.
+    pub(super) async fn header(&self, group: u32) -> Result<Arc<GroupHeader>> {
+        loop {
+            let missing = match self.tables.borrow_mut().header(group) {
+                Ok(header) => return Ok(header),
                 Err(missing) => missing,
             };
             self.load_table(missing).await?;

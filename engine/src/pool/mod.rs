@@ -1,8 +1,10 @@
 //! L5: the pool: data path and control operations.
 
+mod check;
 mod control;
 mod core;
 mod create;
+mod dump;
 mod durable;
 mod fetch;
 mod flush;
@@ -10,6 +12,9 @@ mod open;
 mod place;
 mod read;
 mod record;
+mod scrub;
+#[cfg(test)]
+mod scrub_tests;
 mod space_report;
 #[cfg(test)]
 mod testing;
@@ -23,7 +28,10 @@ mod write;
 
 pub(crate) use self::core::count;
 pub use self::core::{Core, OpenOptions, Pool};
+pub use check::{CheckReport, FINDINGS_MAX, Finding, FindingKind, check_offline};
 pub use create::FormatOptions;
+pub use dump::dump_offline;
+pub use scrub::{ScrubError, ScrubStep};
 pub use types::{
     ChangedRun, CreateVolume, ModifyVolume, PoolCounters, PoolStatus, Source, SpaceReport,
     VolumeInfo,

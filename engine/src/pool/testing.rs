@@ -1,12 +1,14 @@
 //! A pool on a simulated disk with a model beside it, for the tests of what walks a pool.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use super::durable::Durable;
 use super::{CreateVolume, FormatOptions, OpenOptions, Pool, Source};
-use crate::disk::Buf;
+use crate::checkpoint::load;
 use crate::disk::executor::spawn_local;
-use crate::disk::sim::{Rng, SimDisk};
+use crate::disk::sim::{Rng, SimDisk, SimImage, SimOptions};
+use crate::disk::{Buf, Disk};
 use crate::error::Result;
 use crate::map::Fanout;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, VolumeId, to_u64, to_usize};
@@ -181,4 +183,22 @@ impl World {
     pub(super) async fn free(&self) -> u64 {
         self.durable().await.found.catalogue.groups.iter().map(|g| u64::from(g.free)).sum()
     }
+}
+
+/// The checkpoint of an image that no pool has open.
+pub(super) async fn durable_of(disk: &Rc<dyn Disk>) -> Durable {
+    let superblock = load::superblock(disk).await.unwrap();
+    Durable::load(disk, superblock).await.unwrap()
+}
+
+/// An image of a pool after `steps` random operations, closed cleanly, and its content.
+pub(super) fn image(seed: u64, blocks: u64, steps: u32) -> (SimImage, BTreeMap<VolumeId, Content>) {
+    let sim = SimDisk::new(seed, blocks, SimOptions::default());
+    let content = sim.run(async {
+        let mut world = World::new(&sim, seed).await;
+        world.steps(steps).await;
+        world.pool.close().await.unwrap();
+        world.volumes
+    });
+    (sim.image_after_kill(seed), content.unwrap())
 }

@@ -88,6 +88,14 @@ impl Space {
         self.groups[to_usize(u64::from(group))].bitmap.is_some()
     }
 
+    /// Whether a block may be allocated right now; false where the group is not loaded.
+    #[must_use]
+    pub fn is_free(&self, block: BlockNo) -> bool {
+        self.geometry.locate(block).is_some_and(|(group, index)| {
+            self.groups[to_usize(group)].bitmap.as_ref().is_some_and(|map| map.is_free(index))
+        })
+    }
+
     /// Hands in the bitmap of a group: free is what has no reference in the last durable
     /// checkpoint and is not waiting in [`Reuse`].
     pub fn install(&mut self, group: u32, bitmap: Bitmap) {
