@@ -78,8 +78,9 @@ async fn run(cli: Cli) -> Result<()> {
         }
         Command::Pool(PoolCommand::Dump { offline: None }) => pool::dump(connect().await?).await,
         Command::Pool(PoolCommand::Create(args)) => offline::create(output, args).await,
-        Command::Pool(
-            PoolCommand::Check { offline: Some(_) } | PoolCommand::Dump { offline: Some(_) },
-        ) => Err(Error::new("not in this version of pando")),
+        Command::Pool(PoolCommand::Check { offline: Some(path) }) => {
+            offline::check(&path, output).await
+        }
+        Command::Pool(PoolCommand::Dump { offline: Some(path) }) => offline::dump(&path).await,
     }
 }

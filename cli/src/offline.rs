@@ -1,18 +1,20 @@
-//! What is done to a pool without the daemon: create. The engine runs here, on a
+//! What is done to a pool without the daemon: create, check, dump. The engine runs here, on a
 //! shard of this process; the pool's lock keeps the daemon away meanwhile.
 
+use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use pando_engine::disk::{Allocate, PoolFile};
+use pando_engine::disk::{Allocate, Disk, PoolFile};
 use pando_engine::error::ErrorKind;
-use pando_engine::pool::{FormatOptions, Pool};
+use pando_engine::pool::{FormatOptions, Pool, check_offline, dump_offline};
 use pando_engine::shard::{Shard, ShardHandle};
 use pando_engine::units::BLOCK_BYTES;
 use uuid::Uuid;
 
 use crate::args::{Allocation, Output, PoolCreateArgs};
 use crate::error::{Error, Result};
-use crate::{table, view};
+use crate::{pool, table, view};
 
 fn shard() -> Result<ShardHandle> {
     Ok(Shard::start("offline".to_owned(), || async {})?)
@@ -86,4 +88,41 @@ fn open_existing(args: &PoolCreateArgs) -> Result<PoolFile> {
         .hint("leave out --size to use all of it")),
         _ => Ok(file),
     }
+}
+
+/// Lets `work` look at the pool at `path`. Nothing is written: the journal is not replayed.
+async fn look<R, F>(path: &Path, work: F) -> Result<R>
+where
+    F: AsyncFnOnce(&Rc<dyn Disk>) -> pando_engine::error::Result<R> + Send + 'static,
+    R: Send + 'static,
+{
+    let file = Arc::new(PoolFile::open(path)?);
+    let done = shard()?.call(move || async move { work(&file.disk()).await });
+    let done = done.await.and_then(|result| result);
+    done.map_err(|error| Error::from(error.context(format!("pool {}", path.display()))))
+}
+
+/// Checks the pool at `path`.
+pub(crate) async fn check(path: &Path, output: Output) -> Result<()> {
+    let bar = table::progress(Some(0));
+    let shown = bar.clone();
+    let report = look(path, async move |disk: &Rc<dyn Disk>| {
+        let progress = |done, total| {
+            shown.set_length(total * BLOCK_BYTES);
+            shown.set_position(done * BLOCK_BYTES);
+        };
+        check_offline(disk, &progress).await
+    });
+    let report = report.await;
+    bar.finish_and_clear();
+    pool::report(output, &view::Check::from(report?))
+}
+
+/// Prints the structures of the pool at `path`.
+pub(crate) async fn dump(path: &Path) -> Result<()> {
+    look(path, async |disk: &Rc<dyn Disk>| {
+        let mut out = std::io::BufWriter::new(std::io::stdout());
+        dump_offline(disk, &mut out).await
+    })
+    .await
 }

@@ -1,6 +1,7 @@
 //! The commands on the pool.
 
 use indicatif::ProgressBar;
+use pando_engine::units::{BLOCK_BYTES, to_u64};
 use pando_proto::v1::{
     PoolCheckRequest, PoolDumpRequest, PoolGrowRequest, PoolScrubRequest, PoolStatusRequest,
     Progress, pool_check_response, pool_scrub_response,
@@ -11,9 +12,6 @@ use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::table;
 use crate::view::{Check, Finding, Pool, Scrub, ScrubError};
-
-/// Bytes in a block, the unit of progress on the wire.
-const BLOCK_BYTES: u64 = 4096;
 
 /// Shows the state of the pool.
 pub(crate) async fn status(mut client: Client, output: Output) -> Result<()> {
@@ -46,6 +44,7 @@ pub(crate) async fn check(mut client: Client, output: Output) -> Result<()> {
                 check.generation = summary.generation;
                 check.nodes = summary.nodes;
                 check.data_blocks = summary.data_blocks;
+                check.omitted = summary.findings.saturating_sub(to_u64(check.findings.len()));
                 complete = true;
             }
             None => {}
@@ -57,6 +56,7 @@ pub(crate) async fn check(mut client: Client, output: Output) -> Result<()> {
 
 /// Prints the result of a check; a finding makes it a failure.
 pub(crate) fn report(output: Output, check: &Check) -> Result<()> {
+    let count = to_u64(check.findings.len()) + check.omitted;
     table::print(output, check, |check| {
         let findings: String = check
             .findings
@@ -64,16 +64,13 @@ pub(crate) fn report(output: Output, check: &Check) -> Result<()> {
             .map(|finding| format!("{} {}: {}\n", finding.code, finding.kind, finding.what))
             .collect();
         format!(
-            "{findings}generation {}: {} nodes and {} data blocks checked, {} wrong",
-            check.generation,
-            check.nodes,
-            check.data_blocks,
-            check.findings.len()
+            "{findings}generation {}: {} nodes and {} data blocks checked, {count} findings",
+            check.generation, check.nodes, check.data_blocks
         )
     })?;
-    match check.findings.len() {
+    match count {
         0 => Ok(()),
-        count => Err(Error::new(format!("the pool is damaged in {count} places")).hint(
+        _ => Err(Error::new(format!("the check has {count} findings")).hint(
             "export the volumes that can be read (`pando volume export`) before anything else",
         )),
     }
@@ -155,6 +152,6 @@ mod tests {
         };
         let damaged = Check { findings: vec![finding], ..sound };
         let text = report(Output::Json, &damaged).unwrap_err().to_string();
-        assert!(text.starts_with("error: the pool is damaged in 1 places\nhint: "), "{text}");
+        assert!(text.starts_with("error: the check has 1 findings\nhint: "), "{text}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use pando_engine::pool::CheckReport;
 use pando_proto::v1;
 use serde::Serialize;
 
@@ -269,6 +270,25 @@ pub(crate) struct Check {
     pub nodes: u64,
     pub data_blocks: u64,
     pub findings: Vec<Finding>,
+    /// Findings that are not listed.
+    pub omitted: u64,
+}
+
+impl From<CheckReport> for Check {
+    fn from(report: CheckReport) -> Self {
+        let findings = report.findings.into_iter().map(|finding| Finding {
+            code: finding.code,
+            kind: finding.kind,
+            what: finding.what,
+        });
+        Self {
+            generation: report.generation,
+            nodes: report.nodes,
+            data_blocks: report.data_blocks,
+            findings: findings.collect(),
+            omitted: report.more,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -120,18 +120,19 @@ impl Pando for Service {
         &self,
         _request: Request<PoolCheckRequest>,
     ) -> Answer<Self::PoolCheckStream> {
-        Ok(Response::new(stream::unsupported("check")))
+        Ok(Response::new(stream::check(Arc::clone(&self.engine))))
     }
 
     async fn pool_scrub(
         &self,
-        _request: Request<PoolScrubRequest>,
+        request: Request<PoolScrubRequest>,
     ) -> Answer<Self::PoolScrubStream> {
-        Ok(Response::new(stream::unsupported("scrub")))
+        let rate_bytes = request.into_inner().rate_bytes;
+        Ok(Response::new(stream::scrub(Arc::clone(&self.engine), rate_bytes)))
     }
 
     async fn pool_dump(&self, _request: Request<PoolDumpRequest>) -> Answer<Self::PoolDumpStream> {
-        Ok(Response::new(stream::unsupported("dump")))
+        Ok(Response::new(stream::dump(Arc::clone(&self.engine))))
     }
 
     async fn create_volume(

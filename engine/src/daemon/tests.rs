@@ -8,9 +8,9 @@ use pando_proto::v1::volume_ref::By;
 use pando_proto::v1::{
     CreateVolumeRequest, CreateVolumesRequest, DeleteVolumeRequest, DiffVolumesRequest,
     GetVolumeRequest, ListExportsRequest, ListVolumesRequest, ListVolumesResponse,
-    ModifyVolumeRequest, PoolStatusRequest, ReadVolumeRequest, StartExportRequest,
-    StopExportRequest, VolumeKind, VolumeRef, WriteVolumeRequest, read_volume_response,
-    write_volume_request,
+    ModifyVolumeRequest, PoolCheckRequest, PoolDumpRequest, PoolScrubRequest, PoolStatusRequest,
+    ReadVolumeRequest, StartExportRequest, StopExportRequest, VolumeKind, VolumeRef,
+    WriteVolumeRequest, read_volume_response, write_volume_request,
 };
 use pando_proto::{ERRNO_KEY, ERROR_KIND_KEY};
 use tempfile::TempDir;
@@ -311,5 +311,41 @@ async fn a_pool_has_one_daemon() {
     let refused = serve(&config, std::future::pending()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Busy);
     assert!(refused.to_string().contains("is another pandod running?"), "{refused}");
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_sound_pool_is_found_sound() {
+    use pando_proto::v1::{pool_check_response as check, pool_scrub_response as scrub};
+    let home = Home::new().await;
+    let (daemon, mut client) = home.start().await;
+    client.create_volume(new_volume("db")).await.unwrap();
+    write(&mut client, "db", 0, vec![3; 64 << 10]).await;
+    client.create_volume(clone_of("db", "db-test")).await.unwrap();
+
+    let mut events = client.pool_check(PoolCheckRequest {}).await.unwrap().into_inner();
+    let mut last = None;
+    while let Some(answer) = events.message().await.unwrap() {
+        assert!(!matches!(answer.event, Some(check::Event::Finding(_))), "{answer:?}");
+        last = answer.event;
+    }
+    let Some(check::Event::Summary(summary)) = last else { panic!("no summary: {last:?}") };
+    assert_eq!(summary.findings, 0);
+
+    // The rate of a scrub is a bound on reading; this little is read at once.
+    let mut events = client.pool_scrub(PoolScrubRequest { rate_bytes: MIB }).await.unwrap();
+    let mut last = None;
+    while let Some(answer) = events.get_mut().message().await.unwrap() {
+        last = answer.event;
+    }
+    let Some(scrub::Event::Summary(summary)) = last else { panic!("no summary: {last:?}") };
+    assert!(summary.blocks >= 16 && summary.errors == 0, "{summary:?}");
+
+    let mut pieces = client.pool_dump(PoolDumpRequest {}).await.unwrap().into_inner();
+    let mut text = String::new();
+    while let Some(piece) = pieces.message().await.unwrap() {
+        text.push_str(&piece.text);
+    }
+    assert!(text.contains("db-test"), "{text}");
     daemon.end().await;
 }
