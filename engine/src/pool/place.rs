@@ -82,6 +82,9 @@ impl Placed {
         self.write.lba = self.write.lba.plus(len);
         self.sums.drain(..to_usize(len));
         self.blocks -= len;
+        // What was merged with the blocks that are in the map now has had its effect.
+        let left = self.write.lba;
+        self.write.unless_changed.retain(|(lba, _)| *lba >= left);
         let first = &mut self.runs[0];
         first.block = first.block.plus(len);
         first.len -= len;
