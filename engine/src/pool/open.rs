@@ -2,7 +2,8 @@
 //! as the live path, and a checkpoint, after which the log goes on with a new salt. The time is
 //! bounded by the journal, whatever the pool holds. Closing: a last checkpoint, marked clean.
 //!
-//! Recovery changes nothing on the disk but by that checkpoint, so it can be cut and begun again.
+//! Recovery changes nothing on the disk but by that checkpoint, so it can be cut and begun again;
+//! and what it begins with is made durable first, so that it is the same then.
 
 use std::rc::Rc;
 
@@ -37,6 +38,9 @@ impl Pool {
         map_ring: impl FnOnce(u64, usize) -> Result<Box<dyn RingMemory>>,
         options: OpenOptions,
     ) -> Result<Self> {
+        // A killed process may have left a superblock that is not durable yet. What replaces the
+        // checkpoint before it must not be on its way before this one is safe.
+        disk.sync().await?;
         let superblock = load::superblock(&disk).await?;
         let found = load::catalogue(&disk, &superblock).await?;
         let log = read_records(&disk, &superblock).await?;
