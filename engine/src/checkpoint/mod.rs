@@ -61,16 +61,22 @@ impl Pool {
 
     pub(crate) async fn checkpoint_of(&self, kind: Kind) -> Result<()> {
         let mut checkpointer = self.core.checkpointer.lock().await;
-        if let Some(reason) = &self.core.lock().poisoned {
-            use crate::error::{Error, ErrorKind};
-            return Err(Error::new(ErrorKind::Poisoned, reason.clone()));
+        {
+            let inner = self.core.lock();
+            inner.check_not_poisoned()?;
+            // Behind the one that closes the pool nothing is written: another process may have it.
+            if !kind.clean {
+                inner.check_alive()?;
+            }
         }
         let result = write::run(self, &mut checkpointer, kind).await;
         if let Err(error) = &result {
             self.core.poison(error);
         }
-        drop(checkpointer);
+        // Under the same lock: two tasks must not discard the same blocks, of which the slower
+        // would hit them when they are in use again, and nothing may be under way after closing.
         self.discard_freed().await;
+        drop(checkpointer);
         result
     }
 

@@ -181,16 +181,20 @@ impl Core {
 impl Inner {
     /// Fails when the pool takes no change.
     pub(crate) fn check_alive(&self) -> Result<()> {
-        if let Some(reason) = &self.poisoned {
-            return Err(Error::new(
-                ErrorKind::Poisoned,
-                format!("the pool stopped after an error and must be opened again: {reason}"),
-            ));
-        }
+        self.check_not_poisoned()?;
         if self.closing {
             return Err(Error::new(ErrorKind::Shutdown, "the pool is being closed"));
         }
         Ok(())
+    }
+
+    /// Fails after an error of the device.
+    pub(crate) fn check_not_poisoned(&self) -> Result<()> {
+        let Some(reason) = &self.poisoned else { return Ok(()) };
+        Err(Error::new(
+            ErrorKind::Poisoned,
+            format!("the pool stopped after an error and must be opened again: {reason}"),
+        ))
     }
 }
 
