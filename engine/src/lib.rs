@@ -30,5 +30,7 @@ pub mod pool;
 pub mod shard;
 pub mod space;
 pub mod state;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod units;
 pub mod volume;

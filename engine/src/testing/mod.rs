@@ -1,0 +1,19 @@
+//! What tests, benches and fuzz targets share: a reference model of the pool that is too simple to
+//! be wrong, random operations from a seed, and the machinery that runs both side by side on a
+//! simulated disk, cuts the power and compares.
+//!
+//! ```text
+//!   gen: Op ----> run: Pool on SimDisk ----> observe() --+
+//!        |                                               |== equal to one state of the history
+//!        `------> model: history of states --------------+
+//! ```
+
+pub mod crash;
+pub mod gen_ops;
+pub mod model;
+pub mod run;
+
+pub use crash::{CrashCounts, Explorer, Reach};
+pub use gen_ops::{Generator, Op};
+pub use model::{Model, ModelVolume, Step};
+pub use run::{Config, Log, Told};
