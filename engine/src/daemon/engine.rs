@@ -14,6 +14,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::daemon::config::Config;
@@ -48,6 +49,8 @@ fn set_pool(new: Option<Pool>) {
 pub(super) struct Engine {
     shards: Vec<ShardHandle>,
     file: Arc<PoolFile>,
+    /// Work for the API is refused.
+    stopping: AtomicBool,
 }
 
 impl Engine {
@@ -62,7 +65,7 @@ impl Engine {
         for index in 0..config.shard_count() {
             shards.push(Shard::start_with(format!("shard-{index}"), options, || async {})?);
         }
-        let engine = Self { shards, file };
+        let engine = Self { shards, file, stopping: AtomicBool::new(false) };
         let open = OpenOptions {
             cache_bytes: config.cache_bytes,
             discard: config.discard,
@@ -100,6 +103,7 @@ impl Engine {
         Fut: Future<Output = Result<R>> + 'static,
         R: Send + 'static,
     {
+        self.check_running()?;
         on(&self.shards[0], work).await
     }
 
@@ -110,7 +114,20 @@ impl Engine {
         Fut: Future<Output = Result<R>> + 'static,
         R: Send + 'static,
     {
+        self.check_running()?;
         on(&self.shards[to_usize(id.get() % to_u64(self.shards.len()))], work).await
+    }
+
+    fn check_running(&self) -> Result<()> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Shutdown, "pandod is stopping"));
+        }
+        Ok(())
+    }
+
+    /// Refuses work for the API from now on, so that long calls come to their end.
+    pub(super) fn refuse_work(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
     }
 
     /// The shards, the one of control operations first.
@@ -135,7 +152,8 @@ impl Engine {
     /// # Errors
     /// The checkpoint could not be written; the next start recovers from the journal.
     pub(super) async fn stop(&self) -> Result<()> {
-        let closed = self.control(|pool| async move { pool.close().await }).await;
+        self.refuse_work();
+        let closed = on(&self.shards[0], |pool| async move { pool.close().await }).await;
         for shard in &self.shards {
             // A shard that is gone has no pool any more.
             shard.call(|| async { set_pool(None) }).await.unwrap_or_default();

@@ -150,6 +150,7 @@ async fn serve_pool(
         ended = &mut calls => Err(api_ended(ended)),
     };
     watch::notify(&[NotifyState::Stopping]);
+    engine.refuse_work();
     // Whoever waits for it is there; if nobody is, nobody needs it.
     stopping.send(true).unwrap_or_default();
     if served.is_ok() {

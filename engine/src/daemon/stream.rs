@@ -29,8 +29,10 @@ const MESSAGES_AHEAD: usize = 8;
 const RUNS_MAX: usize = 4096;
 /// Rate of a scrub if the client names none.
 const SCRUB_RATE_BYTES: u64 = 64 << 20;
-/// Blocks of one step of a scrub: 4 MiB.
+/// Blocks of one step of a scrub, at most: 4 MiB.
 const SCRUB_STEP_BLOCKS: u64 = 1024;
+/// Steps of a slow scrub in a second, so that it ends soon when it is to.
+const SCRUB_STEPS: u64 = 4;
 /// Bytes of text of a dump.
 const DUMP_BYTES_MAX: usize = 256 << 20;
 /// Bytes of text in one message of a dump.
@@ -96,6 +98,7 @@ pub(super) fn scrub(engine: Arc<Engine>, rate_bytes: u64) -> Answers<PoolScrubRe
     use pool_scrub_response::Event;
     let message = |event| PoolScrubResponse { event: Some(event) };
     let rate = if rate_bytes == 0 { SCRUB_RATE_BYTES } else { rate_bytes };
+    let step_blocks = (rate / BLOCK_BYTES / SCRUB_STEPS).clamp(1, SCRUB_STEP_BLOCKS);
     answers(move |out| async move {
         // The scrub goes by the tables of the last checkpoint: make them name all data there is.
         let begin = engine.control(|pool| async move {
@@ -107,10 +110,10 @@ pub(super) fn scrub(engine: Arc<Engine>, rate_bytes: u64) -> Answers<PoolScrubRe
         let (mut next, mut blocks, mut errors) = (Some(0), 0, 0);
         let mut due = Instant::now();
         while let Some(from) = next {
-            let step = engine
-                .control(move |pool| async move { pool.scrub(from, SCRUB_STEP_BLOCKS).await });
-            let ScrubStep { next_block, blocks: step_blocks, errors: found } = step.await?;
-            blocks += step_blocks;
+            let step =
+                engine.control(move |pool| async move { pool.scrub(from, step_blocks).await });
+            let ScrubStep { next_block, blocks: read, errors: found } = step.await?;
+            blocks += read;
             for error in found {
                 errors += 1;
                 let error = ScrubError { block: error.block, what: error.what };
@@ -122,7 +125,7 @@ pub(super) fn scrub(engine: Arc<Engine>, rate_bytes: u64) -> Answers<PoolScrubRe
             }
             next = next_block;
             // Time that was lost is not made up for: the rate is a bound.
-            due = due.max(Instant::now() - STEP_SLACK) + time_for(step_blocks * BLOCK_BYTES, rate);
+            due = due.max(Instant::now() - STEP_SLACK) + time_for(read * BLOCK_BYTES, rate);
             tokio::time::sleep_until(due).await;
         }
         send(&out, message(Event::Summary(ScrubSummary { blocks, errors }))).await;
