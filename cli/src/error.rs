@@ -104,7 +104,7 @@ fn hint_for(kind: &str) -> Option<&'static str> {
         "poisoned" => {
             "look for a failing device in the kernel log, then restart pandod: it recovers the pool"
         }
-        "shutdown" => "pandod is stopping; try again when it is back",
+        "shutdown" => "try again when pandod is back",
         _ => return None,
     })
 }
