@@ -1,0 +1,25 @@
+//! What the whole-system tests stand on: the real programs in a directory of their own, and an NBD
+//! client that shares no code with the server.
+//!
+//! ```text
+//! system   a directory, a pool in a file, pandod on it: start, kill, restart
+//! cli      pando against that daemon, answers as JSON
+//! nbd      a blocking client of its own, also for requests that no good client sends
+//! tools    programs of others: nbdcopy, qemu-io, fio, e2fsck
+//! noise    bytes that say where they belong
+//! ```
+//!
+//! The programs are those in the directory of the test's own executable: `make test` builds them
+//! first.
+
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod nbd;
+pub mod noise;
+pub mod system;
+pub mod tools;
+
+pub use cli::Cli;
+pub use nbd::Nbd;
+pub use system::System;
