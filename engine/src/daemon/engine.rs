@@ -25,6 +25,11 @@ use crate::pool::{Core, OpenOptions, Pool};
 use crate::shard::{Shard, ShardHandle, ShardOptions};
 use crate::units::{VolumeId, to_u64, to_usize};
 
+/// Attempts to lock a pool that another process holds: 2 s in all.
+const LOCK_ATTEMPTS: usize = 100;
+/// Pause between them.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 thread_local! {
     /// The pool's handle of this shard.
     static POOL: RefCell<Option<Pool>> = const { RefCell::new(None) };
@@ -59,7 +64,7 @@ impl Engine {
     /// # Errors
     /// What stands in the way, with advice if the pool does not exist.
     pub(super) async fn start(config: &Config) -> Result<Self> {
-        let file = Arc::new(open_file(&config.pool)?);
+        let file = Arc::new(open_file_patiently(&config.pool).await?);
         let options = ShardOptions { spin: Duration::from_micros(config.spin_us) };
         let mut shards = Vec::new();
         for index in 0..config.shard_count() {
@@ -177,6 +182,19 @@ where
     R: Send + 'static,
 {
     shard.call(move || async move { work(pool_here()?).await }).await.and_then(|result| result)
+}
+
+/// Opens the file, waiting a little for a process that has just ended: the kernel lets go of the
+/// pool only when the last I/O of a daemon that was killed is over.
+async fn open_file_patiently(path: &Path) -> Result<PoolFile> {
+    let mut left = LOCK_ATTEMPTS;
+    loop {
+        match open_file(path) {
+            Err(error) if error.kind() == ErrorKind::Busy && left > 0 => left -= 1,
+            result => return result,
+        }
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
 }
 
 fn open_file(path: &Path) -> Result<PoolFile> {

@@ -198,6 +198,12 @@ impl Pool {
             .transact(|inner| {
                 let volume = inner.state.volume(id).ok_or_else(|| no_volume(id))?;
                 let entry = &volume.entry;
+                if entry.snapshot && change.read_only == Some(false) {
+                    return Err(Error::new(
+                        ErrorKind::ReadOnly,
+                        format!("volume {}: a snapshot is never written; clone it", entry.name),
+                    ));
+                }
                 let reservation = change.reservation_bytes.map(blocks_for);
                 let more = reservation.map_or(0, |r| r.saturating_sub(entry.reservation_blocks));
                 inner.check_reservation(&entry.name, more)?;

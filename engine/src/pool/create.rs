@@ -13,7 +13,7 @@ use crate::format::superblock::{MAGIC, Superblock};
 use crate::journal::Journal;
 use crate::map::NodeCache;
 use crate::state::State;
-use crate::units::{BLOCK_BYTES, BlockNo, Generation, Seqno, to_u32, to_u64, to_usize};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, Generation, Seqno, to_u32, to_u64, to_usize};
 
 /// Blocks at either end that are looked at for somebody's data.
 const LOOKED_AT: u64 = 32;
@@ -34,8 +34,9 @@ pub struct FormatOptions {
 }
 
 /// Marks that filesystems, partition tables and others leave, as (offset, bytes, name).
-const MARKS: [(usize, &[u8], &str); 9] = [
+const MARKS: [(usize, &[u8], &str); 10] = [
     (0, &MAGIC, "a Pando pool"),
+    (BLOCK_SIZE, &MAGIC, "a Pando pool"),
     (0x438, &[0x53, 0xEF], "an ext2/3/4 filesystem"),
     (0, b"XFSB", "an XFS filesystem"),
     (0x1_0040, b"_BHRfS_M", "a btrfs filesystem"),

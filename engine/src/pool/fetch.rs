@@ -85,14 +85,15 @@ impl Pool {
     /// Brings a node into the cache. The caller holds a [`Pin`] from before it looked the node up.
     pub(crate) async fn load_node(&self, missing: &Missing) -> Result<()> {
         let buf = self.read_block(missing.block).await?;
-        let mut inner = self.core.lock();
-        inner.state.cache.insert_loaded(missing, buf.as_bytes())
+        let loaded = self.core.lock().state.cache.insert_loaded(missing, buf.as_bytes());
+        loaded.inspect_err(|error| tracing::error!(%error, "a part of a volume cannot be read"))
     }
 
     /// Brings a header or table page into the cache.
     pub(crate) async fn load_table(&self, missing: MissingTable) -> Result<()> {
         let buf = self.read_block(missing.place()).await?;
-        self.core.lock().state.tables.install(missing, buf.as_bytes())
+        let loaded = self.core.lock().state.tables.install(missing, buf.as_bytes());
+        loaded.inspect_err(|error| tracing::error!(%error, "a table cannot be read"))
     }
 
     /// Loads the free blocks of a group: those without a reference in the last durable checkpoint

@@ -17,7 +17,7 @@ use crate::disk::{Buf, Disk, RingMemory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{Framed, MapRun, Record};
 use crate::format::superblock::Superblock;
-use crate::journal::{ReplayLog, read_log};
+use crate::journal::{ReplayLog, lost_record, read_log};
 use crate::map;
 use crate::space::{Run, TakeError};
 use crate::state::Need;
@@ -176,12 +176,21 @@ fn ranges(framed: &Framed) -> Vec<MapRun> {
     }
 }
 
-/// The records behind the checkpoint, up to the first that is not there or whose data is not.
+/// The records behind the checkpoint, up to the first that is not there or whose data is not (I2).
 async fn read_records(disk: &Rc<dyn Disk>, superblock: &Superblock) -> Result<Vec<Framed>> {
     let ring = read_log(disk, &superblock.geometry).await?;
     let first = superblock.seal.next();
     let mut log: Vec<Framed> =
         ReplayLog::new(&ring, superblock.journal_offset, first, superblock.salt).collect();
+    let last = log.last().map_or(superblock.seal, |framed| framed.seqno);
+    if let Some(later) = lost_record(&ring, last.next(), superblock.salt) {
+        // No power cut takes away what was flushed: the log is not short, it is damaged.
+        return Err(Error::corrupt(format!(
+            "journal: record {} is damaged, record {} says that it was durable",
+            last.next().get(),
+            later.get()
+        )));
+    }
     drop(ring);
     let durable = log.iter().map(|framed| framed.durable).max().unwrap_or(superblock.seal);
     // What was flushed is proved by that; what came later may have lost its data.

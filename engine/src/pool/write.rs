@@ -1,6 +1,6 @@
 //! The way of a write. All writes that arrive in one turn of a thread's loop are gathered: they
 //! get one run of fresh blocks and leave as one vectored write, so that random small writes reach
-//! the disk as few large sequential ones.
+//! the disk as few large sequential ones. No block that holds anything is written here (I1).
 //!
 //! ```text
 //! 1 admit: bounds, growth limit, reserve; take fresh blocks      (lock)

@@ -1,4 +1,4 @@
-//! When a freed block may be allocated again. One rule, one place.
+//! When a freed block may be allocated again. One rule, one place (I4).
 //!
 //! A block whose count fell to 0 in checkpoint *n* may be allocated once
 //! 1. checkpoint *n* is durable: nothing that a crash could bring back refers to it;
