@@ -12,8 +12,8 @@ use pando_tests::tools::{present, run, text};
 use pando_tests::{Cli, Nbd, System};
 
 /// Where the tree comes from: what every development machine has, and the repository itself.
-const SOURCES: [&str; 2] = ["/usr/include", "/usr/share/doc"];
-const IMAGE: &str = "384M";
+const SOURCES: [&str; 2] = ["/usr/include/linux", "/usr/include/asm-generic"];
+const IMAGE: &str = "128M";
 const BLOCK: usize = 4096;
 
 type Tree = BTreeMap<PathBuf, Vec<u8>>;

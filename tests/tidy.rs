@@ -12,8 +12,8 @@ const ARCHITECTURE_LINES_MAX: usize = 250;
 const TOP: [&str; 10] =
     [".ci", "benches", "cli", "csi", "deploy", "docs", "engine", "proto", "scripts", "tests"];
 /// Written in two halves, so that this file does not contain them.
-const LEFTOVERS: [(&str, &str); 5] =
-    [("FIX", "ME"), ("XX", "X"), ("to", "do!("), ("unimple", "mented!("), ("#[ig", "nore")];
+const LEFTOVERS: [(&str, &str); 4] =
+    [("FIX", "ME"), ("to", "do!("), ("unimple", "mented!("), ("#[ig", "nore")];
 /// The layers of the engine, from the bottom. A module names only lower layers, and its own.
 const LAYERS: [&[&str]; 9] = [
     &["units", "limits", "error", "crc"],
@@ -184,7 +184,10 @@ fn what_is_on_the_disk_has_a_size() {
         for part in text.split("#[repr(C").skip(1) {
             let after = part.split("struct ").nth(1).unwrap_or_default();
             let structure = after.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
-            if !text.contains(&format!("size_of::<{structure}>() ==")) {
+            // A transmutation from bytes asserts the size as well.
+            let asserted = text.contains(&format!("size_of::<{structure}>() =="))
+                || text.contains(&format!("&{structure} = transmute_ref!"));
+            if !asserted {
                 writeln!(breaches, "{name}: assert the size of {structure}").expect("text grows");
             }
         }

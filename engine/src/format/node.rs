@@ -297,7 +297,6 @@ struct NodeHeader {
 const _: () = assert!(size_of::<NodeHeader>() == HEADER_BYTES);
 const _: () = assert!(size_of::<LeafEntry>() == 16 && LEAF_ENTRIES_MAX == 252);
 const _: () = assert!(size_of::<InnerEntry>() == 40 && INNER_ENTRIES_MAX == 100);
-const _: () = assert!(size_of::<InnerBody>() == BODY_BYTES);
 const _: () = assert!(size_of::<Node>() == BLOCK_SIZE && size_of::<NodeBlock>() == BLOCK_SIZE);
 
 /// The bytes of one node.
