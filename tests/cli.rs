@@ -120,8 +120,8 @@ fn copies_in_and_out() {
 
     // Through pipes as well.
     let source = std::fs::File::open(&file).expect("a file");
-    let import = cli.command(&["volume", "import", "piped", "-"]).stdin(source).status();
-    assert!(import.expect("pando starts").success());
+    let import = cli.command(&["volume", "import", "piped", "-"]).stdin(source).output();
+    assert!(import.expect("pando starts").status.success());
     let piped = cli.output(&["volume", "export", "piped", "-"]);
     assert!(piped.status.success() && piped.stdout == bytes);
     assert_eq!(names(&cli.json(&["volume", "list"])), ["db", "piped"], "nothing is left behind");

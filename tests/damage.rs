@@ -201,7 +201,7 @@ fn damaged_data_is_an_error_and_not_data() {
     assert_eq!(number(&report, "/errors/0/block"), broken.get());
     let exported = system.path().join("out");
     let error = cli.error(&["volume", "export", "left", exported.to_str().expect("text")]);
-    says(&error, &["left"]);
+    says(&error, &[&broken.to_string(), "does not match its checksum"]);
     assert!(!exported.exists(), "a copy with a hole in it is not left to be taken for a good one");
     // Written again, it is well.
     let mut nbd = Nbd::open(&cli.serve("left"), "left").expect("an export");

@@ -24,7 +24,7 @@ const LAYERS: [&[&str]; 9] = [
     &["pool"],
     &["volume", "shard"],
     &["export"],
-    &["daemon", "bin"],
+    &["daemon", "bin", "testing"],
 ];
 /// Upward arrows, each with its reason in docs/ARCHITECTURE.md.
 const UPWARD: [(&str, &str); 2] = [("checkpoint", "pool"), ("pool", "volume")];

@@ -143,15 +143,18 @@ impl Pool {
         result.map_err(|e| e.context(format_args!("read of {volume} at {}", extent.lba)))?;
         for (offset, (bytes, sum)) in (0..).zip(buf.iter_blocks().zip(sums)) {
             if crc32(bytes) != *sum {
-                count(&self.core.counters.checksum_errors, 1);
                 let (lba, block) = (extent.lba.plus(offset), extent.block.plus(offset));
-                tracing::error!(%volume, %lba, %block, "data does not match its checksum");
-                return Err(Error::new(
-                    ErrorKind::Checksum,
-                    format!("{volume} {lba} on {block}: data does not match its checksum"),
-                ));
+                return Err(self.mismatch(volume, lba, block));
             }
         }
         Ok(buf)
+    }
+
+    fn mismatch(&self, volume: VolumeId, lba: Lba, block: BlockNo) -> Error {
+        count(&self.core.counters.checksum_errors, 1);
+        let name = self.get(volume).map_or_else(|_| volume.to_string(), |info| info.name);
+        tracing::error!(volume = name, %lba, %block, "data does not match its checksum");
+        let what = format!("volume {name}, {lba} on {block}: data does not match its checksum");
+        Error::new(ErrorKind::Checksum, what)
     }
 }
