@@ -12,6 +12,10 @@ pub const VOLUME_BLOCKS_MAX: u64 = VOLUME_BYTES_MAX / BLOCK_BYTES;
 pub const POOL_BYTES_MAX: u64 = 64 << 40;
 /// Volumes and snapshots in a pool. 64 Ki entries of about 250 bytes are a 16 MiB catalogue.
 pub const VOLUMES_MAX: usize = 1 << 16;
+/// Largest identity of a volume: no pool lives long enough to come there.
+pub const VOLUME_ID_MAX: u64 = 1 << 62;
+/// Largest sequence number.
+pub const SEQNO_MAX: u64 = 1 << 62;
 /// Bytes in a name of a volume.
 pub const NAME_BYTES_MAX: usize = 253;
 /// Labels on a volume.

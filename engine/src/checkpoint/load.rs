@@ -8,6 +8,7 @@ use crate::format::catalogue::{Catalogue, ChainReader};
 use crate::format::codec::decode_catalogue;
 use crate::format::geometry::SUPER_SLOTS;
 use crate::format::superblock::Superblock;
+use crate::limits::VOLUME_ID_MAX;
 use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
 
 /// A checkpoint as found on the disk.
@@ -108,6 +109,9 @@ fn check(superblock: &Superblock, catalogue: &Catalogue) -> Result<()> {
         if too_new || entry.slot > 1 || u64::from(entry.free) > geometry.group_len(group) {
             return bad(format!("entry of group {group} is impossible"));
         }
+    }
+    if catalogue.next_id > VOLUME_ID_MAX {
+        return bad(format!("the next volume is said to be {}", catalogue.next_id));
     }
     let mut last = None;
     let mut names = std::collections::BTreeSet::new();

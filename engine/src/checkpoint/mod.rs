@@ -112,6 +112,7 @@ impl Pool {
             }
             self.core.lock().state.reuse.discarded(epoch);
         }
-        self.core.lock().recycle();
+        let recycled = self.core.lock().recycle();
+        self.core.poison_on(&recycled);
     }
 }

@@ -137,6 +137,7 @@ impl<'a> NewTables<'a> {
         freed: &mut Freed,
         drops: &mut Vec<NodeDrop>,
     ) -> Result<()> {
+        let pool = self.pool;
         let page = self.page(change.id).await?;
         let mut free: i64 = 0;
         for (at, (offset, entry)) in (0u64..).zip(&change.entries).enumerate() {
@@ -155,6 +156,10 @@ impl<'a> NewTables<'a> {
                 count = 1;
                 drops.push(NodeDrop { block, birth: entry.birth });
             } else if count == 0 {
+                // Made and given up since the seal, unless a damaged map names a free block.
+                if old == 0 && pool.core.lock().state.space.is_free(block) {
+                    return Err(Error::corrupt(format!("{block} is free and in use as {kind:?}")));
+                }
                 freed.push(block);
             }
             let new = u32::try_from(count).ok().filter(|n| *n <= COUNT_MASK).ok_or_else(|| {

@@ -277,8 +277,9 @@ fn publish(
     state.tables.publish(finished.groups, finished.pages);
     state.sealed_sums = None;
     state.reuse.freed(runs, pool.core.options.discard);
-    inner.recycle();
+    let recycled = inner.recycle();
     drop(inner);
+    pool.core.poison_on(&recycled);
     pool.core.durable_event.notify_waiters();
     pool.core.published_event.notify_waiters();
 }

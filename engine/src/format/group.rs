@@ -124,8 +124,17 @@ impl TablePage {
                 page.generation()
             )));
         }
+        let whole = page.entries.iter().all(|entry| is_whole(entry.get()));
+        if id.table == Table::Refs && !whole {
+            return Err(Error::corrupt(format!("{id}: a count without a type, or a type alone")));
+        }
         Ok(Box::new(page.clone()))
     }
+}
+
+/// Whether an entry is either free or of a type and counted.
+const fn is_whole(entry: u32) -> bool {
+    (entry & COUNT_MASK == 0) == (entry >> 30 == 0)
 }
 
 fn which(id: PageId) -> u32 {
@@ -259,6 +268,21 @@ mod tests {
         assert!(TablePage::decode(&bytes, other, Generation::new(4)).is_err(), "misplaced");
         bytes[100] ^= 1;
         assert!(TablePage::decode(&bytes, ID, Generation::new(4)).is_err(), "damaged");
+    }
+
+    #[test]
+    fn entries_that_cannot_be_are_refused() {
+        for (entry, good) in [(0, true), (1, false), (1 << 30, false), ((2 << 30) | 5, true)] {
+            for table in [Table::Refs, Table::Sums] {
+                let id = PageId { table, ..ID };
+                let mut page = TablePage::empty(id);
+                page.set(7, entry);
+                let mut bytes = [0; BLOCK_SIZE];
+                page.encode(Generation::new(4), &mut bytes);
+                let read = TablePage::decode(&bytes, id, Generation::new(4));
+                assert_eq!(read.is_ok(), good || table == Table::Sums);
+            }
+        }
     }
 
     #[test]

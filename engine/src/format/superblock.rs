@@ -7,7 +7,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::geometry::Geometry;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{BLOCK_SIZE, BlockNo, Generation, Seqno};
+use crate::limits::SEQNO_MAX;
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, Generation, Seqno};
 
 /// First bytes of a superblock.
 pub const MAGIC: [u8; 8] = *b"PANDO\x01\r\n";
@@ -130,9 +131,14 @@ impl Superblock {
             u64::from(raw.group_pages.get()),
         )
         .map_err(|e| bad(&e.to_string()))?;
-        let journal_bytes = geometry.journal_blocks * crate::units::BLOCK_BYTES;
-        if raw.journal_offset.get() >= journal_bytes || raw.journal_offset.get() % 8 != 0 {
+        let journal_bytes = geometry.journal_blocks * BLOCK_BYTES;
+        if raw.journal_offset.get() >= journal_bytes
+            || !raw.journal_offset.get().is_multiple_of(BLOCK_BYTES)
+        {
             return Err(bad("journal position is outside the journal"));
+        }
+        if raw.seal.get() > SEQNO_MAX || raw.generation.get() == u32::MAX {
+            return Err(bad("an impossible sequence number or generation"));
         }
         if geometry.locate(BlockNo::new(raw.catalogue.get())).is_none() {
             return Err(bad("catalogue is outside the pool"));

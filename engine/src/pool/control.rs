@@ -25,12 +25,12 @@ fn info(volume: &Volume) -> VolumeInfo {
         snapshot: entry.snapshot,
         read_only: entry.snapshot || entry.read_only,
         source: entry.source.map_or(Source::Empty, Source::Volume),
-        reservation_bytes: entry.reservation_blocks * BLOCK_BYTES,
-        growth_limit_bytes: entry.growth_limit_blocks * BLOCK_BYTES,
+        reservation_bytes: entry.reservation_blocks.saturating_mul(BLOCK_BYTES),
+        growth_limit_bytes: entry.growth_limit_blocks.saturating_mul(BLOCK_BYTES),
         labels: entry.labels.iter().cloned().collect(),
         created_at: entry.created_at,
-        mapped_bytes: volume.mapped() * BLOCK_BYTES,
-        own_bytes: volume.own() * BLOCK_BYTES,
+        mapped_bytes: volume.mapped().saturating_mul(BLOCK_BYTES),
+        own_bytes: volume.own().saturating_mul(BLOCK_BYTES),
     }
 }
 

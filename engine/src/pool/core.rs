@@ -152,6 +152,13 @@ impl Core {
         self.wanted_event.notify_one();
     }
 
+    /// As [`Self::poison`], if there was an error.
+    pub(crate) fn poison_on(&self, result: &Result<()>) {
+        if let Err(error) = result {
+            self.poison(error);
+        }
+    }
+
     /// Asks the background task for a checkpoint.
     pub(crate) fn want_checkpoint(&self) {
         self.wanted_event.notify_one();

@@ -33,16 +33,22 @@ impl Drop for Pin {
     fn drop(&mut self) {
         let mut inner = self.pool.core.lock();
         inner.state.reuse.unpin(self.token);
-        inner.recycle();
+        let recycled = inner.recycle();
+        drop(inner);
+        self.pool.core.poison_on(&recycled);
     }
 }
 
 impl Inner {
     /// Lets go of freed blocks whose readers have finished.
-    pub(crate) fn recycle(&mut self) {
+    ///
+    /// # Errors
+    /// `Corrupt` when one of them is free already: the maps and the counts contradict each other.
+    pub(crate) fn recycle(&mut self) -> Result<()> {
         for run in self.state.reuse.reusable() {
-            self.state.space.release(run);
+            self.state.space.release(run)?;
         }
+        Ok(())
     }
 
     /// Sets blocks aside for new nodes until `count` are at hand. Two catalogues always fit
@@ -224,7 +230,11 @@ impl Inner {
             if let Some((owner, index)) = state.geometry.locate(run.block)
                 && owner == group
             {
-                bitmap.set(index, run.len, false);
+                for index in index..index + run.len {
+                    if bitmap.is_free(index) {
+                        bitmap.set(index, 1, false);
+                    }
+                }
             }
         }
         bitmap

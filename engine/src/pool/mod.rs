@@ -4,6 +4,8 @@ mod check;
 mod control;
 mod core;
 mod create;
+#[cfg(test)]
+mod damage_tests;
 mod dump;
 mod durable;
 mod fetch;

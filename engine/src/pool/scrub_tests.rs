@@ -78,7 +78,7 @@ fn damaged_nodes_and_tables_and_unreadable_blocks_are_named() {
     let used = sim.run(in_use(&sim)).unwrap();
     let of = |kind| used.iter().filter(move |(_, k)| *k == kind).map(|(block, _)| *block);
     let node = of(BlockType::Node).next().unwrap();
-    let lost = of(BlockType::Data).last().unwrap();
+    let lost = of(BlockType::Data).next_back().unwrap();
     image.blocks_mut().flip_bit(node, 999);
     let sim = SimDisk::from_image(image, 1, SimOptions::default());
     sim.run(async {

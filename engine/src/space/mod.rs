@@ -173,18 +173,30 @@ impl Space {
     pub fn untake(&mut self, run: Run) {
         let (group, _) = self.geometry.locate(run.block).expect("only taken blocks come back");
         self.groups[to_usize(group)].outstanding -= run.len;
-        self.release(run);
+        if let Err(error) = self.release(run) {
+            tracing::error!(%error, "a block that was taken is free");
+        }
     }
 
     /// Blocks that [`Reuse`] lets go are free again.
-    pub fn release(&mut self, run: Run) {
+    ///
+    /// # Errors
+    /// `Corrupt` when one of them is free already: damaged maps or counts have given it up twice.
+    pub fn release(&mut self, run: Run) -> crate::error::Result<()> {
         let (group, index) = self.geometry.locate(run.block).expect("only taken blocks come back");
         let entry = &mut self.groups[to_usize(group)];
         if let Some(bitmap) = entry.bitmap.as_mut() {
+            if (index..index + run.len).any(|index| bitmap.is_free(index)) {
+                return Err(crate::error::Error::corrupt(format!(
+                    "{} blocks at {} were given up twice; run `pando pool check`",
+                    run.len, run.block
+                )));
+            }
             bitmap.set(index, run.len, true);
         }
         entry.free += run.len;
         self.free += run.len;
+        Ok(())
     }
 
     /// A checkpoint is sealed.

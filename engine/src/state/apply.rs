@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::volumes::{check_labels, check_name, check_size};
+use super::volumes::{check_labels, check_name, check_reservation, check_size};
 use super::{State, Volume};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::VolumeEntry;
@@ -130,8 +130,12 @@ impl State {
             check_name(&new.name)?;
             check_size(&new.name, new.size_bytes)?;
             check_labels(&new.name, &new.labels)?;
+            check_reservation(&new.name, new.reservation_blocks)?;
             let twice = volumes[..index].iter().any(|v| v.name == new.name || v.id == new.id);
-            if twice || self.names.contains_key(&new.name) || new.id.get() < self.next_id {
+            if twice
+                || self.names.contains_key(&new.name)
+                || !(self.next_id..limits::VOLUME_ID_MAX).contains(&new.id.get())
+            {
                 return Err(Error::new(
                     ErrorKind::Exists,
                     format!("volume {}: the name is taken", new.name),
@@ -155,6 +159,7 @@ impl State {
         let name = &volume.entry.name;
         check_size(name, new.size_bytes)?;
         check_labels(name, &new.labels)?;
+        check_reservation(name, new.reservation_blocks)?;
         if new.size_bytes < volume.entry.size_bytes {
             return Err(Error::invalid(format!("volume {name}: a volume cannot shrink")));
         }

@@ -3,7 +3,12 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::VolumeEntry;
 use crate::limits;
-use crate::units::{Lba, SECTOR_BYTES, blocks_for};
+use crate::units::{BLOCK_BYTES, Lba, SECTOR_BYTES, blocks_for};
+
+/// Blocks of the largest pool.
+const POOL_BLOCKS_MAX: u64 = limits::POOL_BYTES_MAX / BLOCK_BYTES;
+/// More than a volume comes to hold: 2^34 blocks written anew and shared, 2^28 times.
+const HELD_BLOCKS_MAX: u64 = 1 << 62;
 
 /// A volume or snapshot.
 #[derive(Clone, Debug)]
@@ -123,6 +128,20 @@ pub(super) fn check_labels(name: &str, labels: &[(String, String)]) -> Result<()
     Ok(())
 }
 
+/// Checks the reservation of a volume. A growth limit can be any number.
+///
+/// # Errors
+/// `Limit`, naming the bound.
+pub(super) fn check_reservation(name: &str, blocks: u64) -> Result<()> {
+    if blocks > POOL_BLOCKS_MAX {
+        return Err(Error::new(
+            ErrorKind::Limit,
+            format!("volume {name}: a reservation of {blocks} blocks is larger than any pool"),
+        ));
+    }
+    Ok(())
+}
+
 /// Checks an entry that was read from the disk.
 ///
 /// # Errors
@@ -131,5 +150,19 @@ pub fn check_entry(entry: &VolumeEntry) -> Result<()> {
     check_name(&entry.name)
         .and_then(|()| check_size(&entry.name, entry.size_bytes))
         .and_then(|()| check_labels(&entry.name, &entry.labels))
+        .and_then(|()| check_reservation(&entry.name, entry.reservation_blocks))
+        .and_then(|()| check_sums(entry))
         .map_err(|error| Error::corrupt(error.to_string()))
+}
+
+/// Checks that no sum of an entry is beyond what there can be: what is added to it must fit.
+fn check_sums(entry: &VolumeEntry) -> Result<()> {
+    let (mapped, own) = entry.root.as_ref().map_or((0, 0), |root| (root.ptr.mapped, root.ptr.own));
+    if mapped > limits::VOLUME_BLOCKS_MAX || own > mapped || entry.held_blocks > HELD_BLOCKS_MAX {
+        return Err(Error::corrupt(format!(
+            "volume {}: {mapped} blocks mapped, {own} of its own, {} held are impossible",
+            entry.name, entry.held_blocks
+        )));
+    }
+    Ok(())
 }

@@ -117,8 +117,7 @@ impl Compare<'_> {
     /// What is wrong with a block.
     fn judge(&self, block: BlockNo, stored: u32, counted: Counted) -> Option<Kind> {
         let count = u64::from(stored & COUNT_MASK);
-        let whole = (count == 0) == (stored == 0);
-        if count == counted.count && whole {
+        if count == counted.count {
             return (count > 0 && BlockType::of(stored) != counted.kind).then_some(Kind::Type);
         }
         if self.dropped.contains(&block) {

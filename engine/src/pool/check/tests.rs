@@ -431,7 +431,7 @@ fn k7_and_k18_what_an_open_pool_would_allocate() {
         world.pool.checkpoint().await.unwrap();
         let (extents, _) = world.pool.extents(volume, Lba::new(0), Lba::new(1)).await.unwrap();
         let run = Run { block: extents[0].block, len: 1 };
-        world.pool.core.lock().state.space.release(run);
+        world.pool.core.lock().state.space.release(run).unwrap();
         let report = world.pool.check(&|_, _| ()).await.unwrap();
         let found: Vec<_> = report.findings.iter().map(|f| (&*f.code, &*f.what)).collect();
         assert_eq!(found, [("K7", &*format!("{} may be allocated", run.block))]);
