@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use pando_engine::disk::sim::Rng;
-use pando_engine::pool::Pool;
+use pando_engine::pool::{Pool, VolumeInfo};
 use pando_engine::units::Lba;
 
 use crate::load::{self, Kind};
@@ -146,15 +146,23 @@ fn map(context: &Context) -> Result<Table> {
     Ok(table)
 }
 
-async fn time_clones(pool: &Pool, source: &str, prefix: &str, count: usize) -> Result<f64> {
-    let info = pool.find(source)?;
-    let mut times = Vec::new();
+/// Clones of both volumes in turn, so that both meet the same disk: microseconds of each.
+async fn time_clones(
+    pool: &Pool,
+    sources: [&VolumeInfo; 2],
+    round: usize,
+    count: usize,
+) -> Result<[f64; 2]> {
+    let mut times = [Vec::new(), Vec::new()];
     for index in 0..count {
-        let begin = Instant::now();
-        rig::clone(pool, &format!("{prefix}{index}"), &info).await?;
-        times.push(begin.elapsed().as_secs_f64() * 1e6);
+        for (times, source) in times.iter_mut().zip(sources) {
+            let name = format!("{}-{round}-{index}", source.name);
+            let begin = Instant::now();
+            rig::clone(pool, &name, source).await?;
+            times.push(begin.elapsed().as_secs_f64() * 1e6);
+        }
     }
-    Ok(median(times))
+    Ok(times.map(median))
 }
 
 /// Durable clones on the disk: of an empty volume, of a large fragmented one, many, deep.
@@ -166,7 +174,7 @@ fn clones(context: &Context) -> Result<Table> {
     let (many, deep) = (context.scaled(10_000), context.scaled(1000));
     let blocks = context.scaled(400_000);
     let measured = rig::on_file(&path, options, |pool| async move {
-        rig::volume(&pool, "empty", 1 << 30).await?;
+        let empty = rig::volume(&pool, "empty", 1 << 30).await?;
         let large = rig::volume(&pool, "large", 1 << 40).await?;
         let device = rig::device(&pool, &large)?;
         // One block here and there over the whole TiB: as fragmented as a volume can be.
@@ -176,8 +184,7 @@ fn clones(context: &Context) -> Result<Table> {
         let mut ratios = Vec::new();
         let mut times = (Vec::new(), Vec::new());
         for round in 0..context.repetitions() {
-            let a = time_clones(&pool, "empty", &format!("e{round}-"), 50).await?;
-            let b = time_clones(&pool, "large", &format!("l{round}-"), 50).await?;
+            let [a, b] = time_clones(&pool, [&empty, &large], round, 100).await?;
             times.0.push(a);
             times.1.push(b);
             ratios.push(b / a);
