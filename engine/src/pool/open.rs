@@ -199,7 +199,7 @@ async fn read_records(disk: &Rc<dyn Disk>, superblock: &Superblock) -> Result<Ve
     'verify: for some in log[start..].chunks(VERIFY) {
         let checks = some.iter().map(|framed| has_its_data(disk, superblock, &framed.record));
         for whole in join_all(checks).await {
-            if !whole {
+            if !whole? {
                 break 'verify;
             }
             proved += 1;
@@ -209,19 +209,25 @@ async fn read_records(disk: &Rc<dyn Disk>, superblock: &Superblock) -> Result<Ve
     Ok(log)
 }
 
-/// Whether the data that a record names is on the disk.
-async fn has_its_data(disk: &Rc<dyn Disk>, superblock: &Superblock, record: &Record) -> bool {
-    let Record::Map { runs, sums } = record else { return true };
+/// Whether the data that a record names is on the disk. Data that cannot be read just now may be
+/// there: the pool is not opened without it.
+async fn has_its_data(
+    disk: &Rc<dyn Disk>,
+    superblock: &Superblock,
+    record: &Record,
+) -> Result<bool> {
+    let Record::Map { runs, sums } = record else { return Ok(true) };
     let mut sums = sums.iter();
     for run in runs {
         if !superblock.geometry.holds_run(run.block, u64::from(run.len)) {
-            return false;
+            return Ok(false);
         }
         let buf = Buf::new(to_usize(u64::from(run.len)));
         let (buf, result) = disk.read(run.block, buf).await;
-        if result.is_err() || buf.iter_blocks().any(|block| sums.next() != Some(&crc32(block))) {
-            return false;
+        result.map_err(|e| e.context("data of a journal record"))?;
+        if buf.iter_blocks().any(|block| sums.next() != Some(&crc32(block))) {
+            return Ok(false);
         }
     }
-    true
+    Ok(true)
 }
