@@ -238,15 +238,14 @@ async fn write_catalogue(
 
 /// 7. Flush, superblock, flush.
 async fn write_superblock(pool: &Pool, superblock: &Superblock) -> Result<()> {
-    pool.disk().sync().await?;
+    pool.barrier().await?;
     let slot = u64::from(superblock.generation.get()) % 2;
     for place in superblock.geometry.super_places(slot) {
         let mut buf = Buf::new(1);
         buf.as_mut_bytes().copy_from_slice(&superblock.encode());
         pool.disk().write(place, vec![buf]).await?;
     }
-    pool.disk().sync().await?;
-    count(&pool.core.counters.syncs, 2);
+    pool.barrier().await?;
     count(&pool.core.counters.metadata_bytes, 2 * BLOCK_BYTES);
     Ok(())
 }

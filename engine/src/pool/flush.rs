@@ -64,6 +64,26 @@ impl Pool {
         }
     }
 
+    /// Makes everything so far durable, whether it was before or not: the barrier of a checkpoint.
+    /// One sync at a time in the whole pool, because the device tells an error to one caller: a
+    /// second sync under way would be called good though what it was to cover is lost.
+    pub(crate) async fn barrier(&self) -> Result<()> {
+        let target = loop {
+            let changed = self.core.durable_event.notified();
+            {
+                let mut inner = self.core.lock();
+                inner.check_not_poisoned()?;
+                if !inner.syncing {
+                    inner.syncing = true;
+                    inner.journal.pad();
+                    break inner.state.seqno;
+                }
+            }
+            changed.await;
+        };
+        self.lead(target).await
+    }
+
     async fn lead(&self, target: Seqno) -> Result<()> {
         let leading = Leading(Arc::clone(&self.core));
         count(&self.core.counters.syncs, 1);
