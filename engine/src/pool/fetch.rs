@@ -11,6 +11,8 @@ use crate::space::{Bitmap, MissingTable, TakeError};
 use crate::state::{NODE_RESERVE, Need};
 use crate::units::{BLOCK_SIZE, BlockNo, to_u64, to_usize};
 
+/// Attempts at reading a block of metadata.
+const READ_ATTEMPTS: usize = 3;
 /// Attempts at reading something that a checkpoint replaces under the reader's hands.
 const RETRIES: usize = 8;
 
@@ -83,9 +85,20 @@ impl Pool {
 
     /// Reads one block of metadata.
     pub(crate) async fn read_block(&self, place: BlockNo) -> Result<Buf> {
+        self.read_metadata(place, 1).await
+    }
+
+    /// Reads metadata; an error that goes away by itself harms nobody, least of all a checkpoint.
+    async fn read_metadata(&self, place: BlockNo, blocks: usize) -> Result<Buf> {
         count(&self.core.counters.metadata_reads, 1);
-        let (buf, result) = self.disk().read(place, Buf::new(1)).await;
-        result.map(|()| buf)
+        let mut attempts = 1;
+        loop {
+            match self.disk().read(place, Buf::new(blocks)).await {
+                (buf, Ok(())) => return Ok(buf),
+                (_, Err(_)) if attempts < READ_ATTEMPTS => attempts += 1,
+                (_, Err(error)) => return Err(error),
+            }
+        }
     }
 
     /// Brings a node into the cache. The caller holds a [`Pin`] from before it looked the node up.
@@ -139,10 +152,8 @@ impl Pool {
         if versions.iter().all(|(_, (_, generation))| generation.get() == 0) {
             return Ok(versions.iter().map(|_| None).collect());
         }
-        count(&self.core.counters.metadata_reads, 1);
-        let both_slots = Buf::new(to_usize(2 * geometry.group_pages));
-        let (buf, result) = self.disk().read(geometry.page_place(first, 0), both_slots).await;
-        result?;
+        let both_slots = to_usize(2 * geometry.group_pages);
+        let buf = self.read_metadata(geometry.page_place(first, 0), both_slots).await?;
         let decode = |(id, (slot, generation)): &(PageId, (u64, _))| {
             let at = to_usize(2 * u64::from(id.page) + slot) * BLOCK_SIZE;
             let bytes = &buf.as_bytes()[at..at + BLOCK_SIZE];
