@@ -22,8 +22,8 @@ pub const SUPER_SLOTS: u64 = 2;
 pub const JOURNAL_BLOCKS_MIN: u64 = 8;
 /// Largest journal: 1 GiB.
 pub const JOURNAL_BLOCKS_MAX: u64 = 1 << 18;
-/// Fewest blocks for data and nodes in a pool.
-const USABLE_BLOCKS_MIN: u64 = 32;
+/// Fewest blocks for data and nodes in a pool: what is kept back from growth, and a few more.
+const USABLE_BLOCKS_MIN: u64 = 64;
 
 /// One of the two tables of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn places_do_not_overlap_and_locate_inverts() {
-        for (blocks, journal, pages) in [(64, 8, 1), (3000, 8, 1), (40_000, 64, 4)] {
+        for (blocks, journal, pages) in [(90, 8, 1), (3000, 8, 1), (40_000, 64, 4)] {
             let g = Geometry::new(blocks, journal, pages).unwrap();
             let mut seen = std::collections::BTreeSet::new();
             let mut usable = 0;

@@ -16,9 +16,6 @@ const READ_ATTEMPTS: usize = 3;
 /// Attempts at reading something that a checkpoint replaces under the reader's hands.
 const RETRIES: usize = 8;
 
-/// Blocks by which the catalogue may grow before its own place is reckoned with.
-const CATALOGUE_SLACK: u64 = 4;
-
 /// Keeps blocks that were looked up from being allocated again while they are read.
 pub(crate) struct Pin {
     pool: Pool,
@@ -53,14 +50,22 @@ impl Inner {
         Ok(())
     }
 
+    /// Free blocks that are not the next catalogues'.
+    fn free_for_nodes(&self) -> u64 {
+        self.state.space.free().saturating_sub(self.kept_for_catalogues())
+    }
+
+    /// Blocks for new nodes that are at hand or can be had at once.
+    pub(crate) fn node_room(&self) -> usize {
+        self.state.node_blocks.len() + to_usize(self.free_for_nodes())
+    }
+
     /// Sets blocks aside for new nodes until `count` are at hand. Two catalogues always fit
     /// behind them: without one no checkpoint, and so no deletion, could be made.
     pub(crate) fn refill_nodes(&mut self, count: usize) -> std::result::Result<(), TakeError> {
         let want = count.max(NODE_RESERVE.min(to_usize(self.state.space.free() / 16)));
-        let floor = 2 * self.catalogue_blocks + CATALOGUE_SLACK;
         while self.state.node_blocks.len() < want {
-            let room = self.state.space.free().saturating_sub(floor);
-            let missing = to_u64(want - self.state.node_blocks.len()).min(room);
+            let missing = to_u64(want - self.state.node_blocks.len()).min(self.free_for_nodes());
             if missing == 0 {
                 let enough = self.state.node_blocks.len() >= count;
                 return if enough { Ok(()) } else { Err(TakeError::Full) };

@@ -10,12 +10,14 @@
 use super::core::{Inner, Pool, count};
 use super::write::Pending;
 use crate::disk::Buf;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::MapRun;
 use crate::map;
 use crate::space::{Run, TakeError};
-use crate::units::{BLOCK_SIZE, to_u32, to_usize};
+use crate::units::{BLOCK_SIZE, to_u32, to_u64, to_usize};
 
+/// Blocks by which the catalogue may grow before its own place is reckoned with.
+const CATALOGUE_SLACK: u64 = 4;
 /// Checkpoints that a write waits for before it is told that the pool is full.
 const PATIENCE: usize = 4;
 
@@ -95,15 +97,26 @@ impl Placed {
 }
 
 impl Inner {
-    /// Blocks that only checkpoints may use: two catalogues, and nodes for a while.
+    /// Blocks that only checkpoints may use: catalogues, and nodes for a while. What is set aside
+    /// for nodes already is a part of them.
     pub(crate) fn hard_reserve(&self) -> u64 {
-        let usable = self.state.geometry.usable_blocks();
-        (usable / 64).clamp(16, 8192) + 2 * self.catalogue_blocks
+        let aside = to_u64(self.state.node_blocks.len());
+        self.kept_for_nodes().saturating_sub(aside) + self.kept_for_catalogues()
     }
 
     /// Blocks that growth leaves alone: the hard reserve and as much again for overwrites.
     pub(crate) fn growth_reserve(&self) -> u64 {
-        2 * self.hard_reserve()
+        self.hard_reserve() + self.kept_for_nodes() + self.kept_for_catalogues()
+    }
+
+    /// At least what one edit of a map of five levels takes.
+    fn kept_for_nodes(&self) -> u64 {
+        (self.state.geometry.usable_blocks() / 64).clamp(20, 8192)
+    }
+
+    /// Two catalogues, which may grow a little.
+    pub(crate) const fn kept_for_catalogues(&self) -> u64 {
+        2 * self.catalogue_blocks + CATALOGUE_SLACK
     }
 
     /// Checks a write and takes blocks for it.
@@ -193,12 +206,28 @@ impl Inner {
 }
 
 impl Pool {
+    /// Reads the nodes above all blocks that a write replaces.
+    async fn load_map_of(&self, write: &Pending) -> Result<()> {
+        let mut from = write.lba;
+        let end = from.plus(write.buf.block_count());
+        while from < end {
+            (_, from) = self.extents(write.volume, from, end).await?;
+        }
+        Ok(())
+    }
+
     /// Writes what could not be placed at once: fetches what was missing and tries again.
     pub(crate) async fn write_waiting(&self, mut write: Pending, mut wait: Wait) {
         let mut patience = PATIENCE;
+        let mut looked_up = false;
         loop {
             let fetched = match wait {
                 Wait::Group(group) => self.load_group(group).await,
+                // Whether it overwrites blocks of its own is told by nodes, which must be here.
+                Wait::Space(_) if !looked_up => {
+                    looked_up = true;
+                    self.load_map_of(&write).await
+                }
                 Wait::Space(_) if patience == 0 => Err(Error::new(
                     ErrorKind::NoSpace,
                     "the pool is full; delete volumes or grow it",

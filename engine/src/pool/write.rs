@@ -288,8 +288,12 @@ impl Inner {
             if runs > RECORD_RUNS_MAX || blocks > RECORD_BLOCKS_MAX {
                 break;
             }
-            // A pool that is short of space has few blocks for nodes at hand: record by record.
+            // A pool that is short of space has few blocks for nodes at hand: record by record,
+            // and a write that is scattered over many runs piece by piece.
             if count > 0 && nodes > self.state.node_blocks.len() {
+                break;
+            }
+            if placed.runs.len() > 1 && nodes > self.node_room() {
                 break;
             }
             // A condition speaks of the state before the record, so it stands at its beginning.

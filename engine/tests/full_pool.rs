@@ -1,0 +1,279 @@
+//! Full pools: growth is refused, for that request alone; everything else goes on, and everything
+//! that is deleted comes back.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use pando_engine::disk::sim::{Rng, SimDisk, SimOptions};
+use pando_engine::error::ErrorKind;
+use pando_engine::map::Fanout;
+use pando_engine::pool::{CreateVolume, FormatOptions, Pool, Source};
+use pando_engine::testing::model::{BLOCK_SECTORS, Birth};
+use pando_engine::testing::run::{
+    Blocks, Life, SharedLog, check_sound, drain, observe, settle, stamped, step,
+};
+use pando_engine::testing::{Config, Log, Model, Op, Told};
+use pando_engine::units::{VolumeId, to_u64, to_usize};
+
+const JOURNAL: u64 = 8;
+
+/// The reserve for overwrites is a 64th of the pool and some blocks. A map of scattered single
+/// blocks must fit into that, so only the smallest pools can have small nodes.
+fn config(pool_blocks: u64) -> Config {
+    let small = Fanout { leaf_max: 8, inner_max: 8 };
+    Config {
+        pool_blocks,
+        journal_blocks: JOURNAL,
+        fanout: if pool_blocks < 200 { small } else { Fanout::FULL },
+        cache_bytes: 0,
+        discard: pool_blocks.is_multiple_of(3),
+    }
+}
+
+/// Blocks of the smallest pool.
+fn smallest() -> u64 {
+    let fits = |blocks: &u64| {
+        let sim = SimDisk::new(0, *blocks, SimOptions::default());
+        let options = FormatOptions {
+            size_bytes: blocks * 4096,
+            journal_bytes: Some(JOURNAL * 4096),
+            force: false,
+            uuid: [1; 16],
+        };
+        sim.run(async { Pool::format(&sim.disk(), &options).await.is_ok() }) == Some(true)
+    };
+    (8..500).find(fits).expect("a pool of 500 blocks can be made")
+}
+
+fn birth(name: &str, source: Option<&str>, blocks: u64) -> Op {
+    let size_bytes = source.is_none().then_some(blocks * 4096);
+    let source = source.map(Into::into);
+    Op::Create(vec![Birth { name: name.into(), size_bytes, source, snapshot: false }])
+}
+
+fn write(volume: &str, block: u64, blocks: u64) -> Op {
+    let (first, count) = (block * BLOCK_SECTORS, blocks * BLOCK_SECTORS);
+    Op::Write { volume: volume.into(), first, count, fua: false }
+}
+
+/// One pool under test, with its model.
+struct World<'a> {
+    sim: &'a SimDisk,
+    config: &'a Config,
+    log: SharedLog,
+    pool: Pool,
+}
+
+impl<'a> World<'a> {
+    async fn new(sim: &'a SimDisk, config: &'a Config) -> Self {
+        let log: SharedLog = Rc::new(RefCell::new(Log::new(Model::default())));
+        let pool = Life { sim, config, log: &log }.begin().await.expect("a new pool opens");
+        Self { sim, config, log, pool }
+    }
+
+    /// Does `op`; false when it was refused for lack of space.
+    async fn does(&self, op: &Op) -> bool {
+        let before = self.log.borrow().refused;
+        step(&self.pool, &self.log, op).await.unwrap_or_else(|e| panic!("{e}"));
+        self.log.borrow().refused == before
+    }
+
+    /// Does `op`, or is refused.
+    async fn may(&self, op: Op) {
+        self.does(&op).await;
+    }
+
+    /// Does `op`, which must not be refused however full the pool is.
+    async fn must(&self, op: Op) {
+        assert!(self.does(&op).await, "{op:?} was refused: {:?}", self.pool.status());
+    }
+
+    /// Writes block after block until one is refused. Returns how many were written.
+    async fn fill(&self, volume: &str, blocks: u64) -> u64 {
+        for block in 0..blocks {
+            if !self.does(&write(volume, block, 1)).await {
+                return block;
+            }
+        }
+        blocks
+    }
+
+    /// The next operations find nothing in the cache.
+    async fn reopen(&mut self) {
+        self.pool.close().await.expect("a full pool can be closed");
+        self.pool = self.config.open(self.sim).await.expect("a full pool can be opened");
+    }
+
+    async fn check(&self) {
+        let seen = observe(&self.pool).await.unwrap_or_else(|e| panic!("{e}"));
+        assert!(seen == *self.log.borrow().last(), "{}", seen.difference(self.log.borrow().last()));
+        check_sound(&self.pool).await;
+    }
+}
+
+/// What must go on in a full pool whose volume `a` has `filled` blocks of its own.
+async fn goes_on_when_full(world: &mut World<'_>, filled: u64) {
+    for block in 0..filled {
+        world.must(write("a", block, 1)).await;
+    }
+    world.must(Op::Flush).await;
+    if filled > 0 {
+        let part = Op::Write { volume: "a".into(), first: 3, count: 2, fua: true };
+        world.must(part).await;
+    }
+    world.check().await;
+    world.reopen().await;
+    for block in (0..filled).rev() {
+        world.must(write("a", block, 1)).await;
+    }
+    let half = filled / 2 * BLOCK_SECTORS;
+    world.must(Op::Discard { volume: "a".into(), first: 0, count: half }).await;
+    settle(&world.pool).await.expect("a full pool makes checkpoints");
+    // What was discarded can be written again, but for what nodes have taken meanwhile.
+    let again = world.fill("a", filled / 2).await;
+    assert!(again + 32 >= filled / 2, "{again} of {filled} blocks, {:?}", Blocks::of(&world.pool));
+}
+
+#[test]
+fn a_full_pool_of_every_size_goes_on() {
+    let least = smallest();
+    let mut filled = Vec::new();
+    for blocks in (least..=least + 64).chain([300, 700, 1500]) {
+        let _told = Told(|| format!("a pool of {blocks} blocks, the smallest has {least}"));
+        let config = config(blocks);
+        let sim = SimDisk::from_image(config.formatted(), blocks, SimOptions::default());
+        sim.run(async {
+            let mut world = World::new(&sim, &config).await;
+            world.must(birth("a", None, blocks)).await;
+            let written = world.fill("a", blocks).await;
+            filled.push(written);
+            goes_on_when_full(&mut world, written).await;
+            world.must(Op::Delete("a".into())).await;
+            drain(&world.pool).await.unwrap();
+            world.check().await;
+            // All of it can be had again.
+            world.must(birth("a", None, blocks)).await;
+            let aside = Blocks::of(&world.pool).aside;
+            let again = world.fill("a", blocks).await;
+            assert!(again + aside >= written, "{again} blocks after {written}, {aside} aside");
+        })
+        .unwrap();
+    }
+    println!("blocks written before a pool was full: {filled:?}");
+    assert!(filled[64] > 16 && filled[67] > 1200, "{filled:?}");
+}
+
+/// Random orders of filling, cloning, overwriting, discarding and deleting.
+fn random_order(blocks: u64, seed: u64) -> u64 {
+    let _told = Told(|| format!("a pool of {blocks} blocks, seed {seed}"));
+    let config = config(blocks);
+    let mut rng = Rng::new(seed);
+    let sim = SimDisk::from_image(config.formatted(), seed, SimOptions::default());
+    let refused = sim.run(async {
+        let mut world = World::new(&sim, &config).await;
+        let mut born = 0;
+        for _ in 0..80 {
+            let names: Vec<String> = world.log.borrow().last().volumes.keys().cloned().collect();
+            let pick = rng.below(to_u64(names.len()).max(1));
+            let name = names.get(to_usize(pick)).cloned().unwrap_or_default();
+            let size = world.log.borrow().last().volumes.get(&name).map_or(0, |v| v.size_bytes);
+            let size = size / 4096;
+            match rng.below(12) {
+                _ if names.is_empty() => world.may(birth("v0", None, blocks)).await,
+                0..3 => {
+                    world.fill(&name, size).await;
+                }
+                3 | 4 if names.len() < 5 => {
+                    born += 1;
+                    world.may(birth(&format!("v{born}"), Some(&name), 0)).await;
+                }
+                5 | 6 => {
+                    let at = rng.below(size);
+                    let count = (1 + rng.below(12)).min(size - at);
+                    world.may(write(&name, at, count)).await;
+                }
+                7 => {
+                    let at = rng.below(size) * BLOCK_SECTORS;
+                    let count = (rng.below(size) * BLOCK_SECTORS).min(size * BLOCK_SECTORS - at);
+                    world.must(Op::Discard { volume: name, first: at, count }).await;
+                }
+                8 => world.must(Op::Delete(name)).await,
+                9 => world.must(Op::Flush).await,
+                10 => world.reopen().await,
+                _ => world.must(Op::Checkpoint).await,
+            }
+        }
+        world.check().await;
+        drain(&world.pool).await.unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(world.pool.status().poisoned, None);
+        assert_eq!(Blocks::of(&world.pool).used(), 0);
+        let refused = world.log.borrow().refused;
+        refused
+    });
+    refused.expect("the power stays on")
+}
+
+#[test]
+fn everything_comes_back_whatever_the_order() {
+    let least = smallest();
+    let mut refused = 0;
+    for blocks in (least..=least + 64).step_by(2).chain([200, 400]) {
+        for seed in 0..3 {
+            refused += random_order(blocks, seed * 1000 + blocks);
+        }
+    }
+    println!("{refused} requests were refused");
+    assert!(refused > 500);
+}
+
+fn promised(name: &str, reservation: u64, growth_limit: u64) -> CreateVolume {
+    CreateVolume {
+        name: name.into(),
+        size_bytes: Some(4096 * 4096),
+        source: Source::Empty,
+        snapshot: false,
+        read_only: false,
+        reservation_bytes: reservation * 4096,
+        growth_limit_bytes: growth_limit * 4096,
+        labels: BTreeMap::new(),
+        created_at: 0,
+    }
+}
+
+/// Writes block after block; returns how many were written before one was refused.
+async fn fill(pool: &Pool, id: VolumeId, blocks: u64) -> u64 {
+    let device = pool.device(id).unwrap_or_else(|e| panic!("{e}"));
+    for block in 0..blocks {
+        let (buf, len) = stamped(block * BLOCK_SECTORS, BLOCK_SECTORS, 7);
+        if let Err(error) = device.write(block * 4096, len, buf, false).await {
+            assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+            return block;
+        }
+    }
+    blocks
+}
+
+#[test]
+fn reservations_and_growth_limits_hold() {
+    for reserved in [0, 1, 17, 60, 200] {
+        let _told = Told(|| format!("{reserved} blocks promised"));
+        let config = config(700);
+        let sim = SimDisk::from_image(config.formatted(), reserved, SimOptions::default());
+        sim.run(async {
+            let pool = config.open(&sim).await.unwrap();
+            let a = pool.create(promised("a", reserved, 0)).await.unwrap().id;
+            let limited = pool.create(promised("limited", 0, 20)).await.unwrap().id;
+            let greedy = pool.create(promised("greedy", 0, 0)).await.unwrap().id;
+            assert_eq!(fill(&pool, limited, 100).await, 20, "the growth limit");
+            let got = fill(&pool, greedy, 4096).await;
+            assert!(got + reserved > 400 && got + reserved < 700, "{got} blocks");
+            assert_eq!(fill(&pool, limited, 20).await, 20, "overwrites go on");
+            assert!(fill(&pool, a, 4096).await >= reserved, "what was promised is there");
+            let error = pool.create(promised("late", 50, 0)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NoSpace, "nothing is left to promise");
+            drain(&pool).await.unwrap();
+        })
+        .unwrap();
+    }
+}
