@@ -8,9 +8,6 @@ use super::model::{BLOCK_SECTORS, Birth, Model, Step};
 use crate::disk::sim::Rng;
 use crate::units::SECTOR_BYTES;
 
-/// Blocks of a write that always fit one record, however the free space is scattered.
-const RECORD_BLOCKS: u64 = 32;
-
 /// An operation. Ranges are in sectors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -115,12 +112,9 @@ impl Op {
     }
 }
 
-/// A long write may take several records, cut at any block; a short one is atomic.
+/// Each block is old or new; a write of several may take several records, cut at any block.
 fn pieces(first: u64, count: u64) -> Vec<(u64, u64)> {
     let end = first + count;
-    if end.div_ceil(BLOCK_SECTORS) - first / BLOCK_SECTORS <= RECORD_BLOCKS {
-        return vec![(first, count)];
-    }
     let mut pieces = Vec::new();
     let mut at = first;
     while at < end {

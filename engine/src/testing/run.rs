@@ -204,19 +204,32 @@ pub async fn step(pool: &Pool, log: &SharedLog, op: &Op) -> Result<()> {
     match perform(pool, op, stamp).await {
         Ok(()) => log.borrow_mut().acknowledge(op),
         Err(error) if error.kind() == ErrorKind::NoSpace => {
-            let seen = observe(pool).await.expect("a full pool can be read");
-            let mut log = log.borrow_mut();
-            let now = log.find(&seen, before).expect("a refused operation changed something else");
-            log.states.truncate(now + 1);
-            log.acknowledged = now;
-            log.refused += 1;
+            log.borrow_mut().refused += 1;
+            resolve(pool, log, before).await;
         }
         Err(error) => return Err(error.context(format_args!("{op:?}"))),
     }
     Ok(())
 }
 
-async fn perform(pool: &Pool, op: &Op, stamp: u64) -> Result<()> {
+/// After an operation that was refused: how much of it has happened? `before` is the number of the
+/// state before it.
+///
+/// # Panics
+/// When something else has changed.
+pub async fn resolve(pool: &Pool, log: &SharedLog, before: usize) {
+    let seen = observe(pool).await.unwrap_or_else(|e| panic!("after a refusal: {e}"));
+    let mut log = log.borrow_mut();
+    let now = log.find(&seen, before).unwrap_or_else(|e| panic!("after a refusal: {e}"));
+    log.states.truncate(now + 1);
+    log.acknowledged = now;
+}
+
+/// Does `op` on the pool; `stamp` is what a write writes.
+///
+/// # Errors
+/// The pool's.
+pub async fn perform(pool: &Pool, op: &Op, stamp: u64) -> Result<()> {
     let device = |name: &String| pool.device(pool.find(name)?.id);
     match op {
         Op::Write { volume, first, count, fua } => {
@@ -333,6 +346,8 @@ impl Life<'_> {
         let number =
             log.find(&seen, log.acknowledged).unwrap_or_else(|e| panic!("after opening: {e}"));
         log.go_on_from(number);
+        drop(log);
+        check_sound(&pool).await;
         Ok(pool)
     }
 
@@ -357,6 +372,8 @@ impl Life<'_> {
         let seen = observe(&pool).await.unwrap_or_else(|e| panic!("at the end: {e}"));
         let log = self.log.borrow();
         assert!(seen == *log.last(), "at the end: {}", seen.difference(log.last()));
+        drop(log);
+        check_sound(&pool).await;
         Ok(pool)
     }
 }
@@ -410,13 +427,22 @@ pub async fn settle(pool: &Pool) -> Result<()> {
     }
 }
 
-/// Deletes everything and says whether every block has come back.
+/// Lets the checker look at the pool.
+///
+/// # Panics
+/// When it finds anything.
+pub async fn check_sound(pool: &Pool) {
+    let report = pool.check(&|_, _| ()).await.unwrap_or_else(|e| panic!("check: {e}"));
+    assert!(report.findings.is_empty(), "check: {:?}", report.findings);
+}
+
+/// Deletes everything and makes sure that every block has come back.
 ///
 /// # Errors
 /// The pool's.
 ///
 /// # Panics
-/// When a block has not come back.
+/// When a block has not come back, or the checker finds anything.
 pub async fn drain(pool: &Pool) -> Result<()> {
     for info in pool.list(None, usize::MAX).0 {
         pool.delete(info.id).await?;
@@ -424,5 +450,6 @@ pub async fn drain(pool: &Pool) -> Result<()> {
     settle(pool).await?;
     let blocks = Blocks::of(pool);
     assert_eq!(blocks.used(), 0, "blocks did not come back: {blocks:?}");
+    check_sound(pool).await;
     Ok(())
 }
