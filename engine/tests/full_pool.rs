@@ -170,7 +170,7 @@ fn random_order(blocks: u64, seed: u64) -> u64 {
     let config = config(blocks);
     let mut rng = Rng::new(seed);
     let sim = SimDisk::from_image(config.formatted(), seed, SimOptions::default());
-    let refused = sim.run(async {
+    let log = sim.run(async {
         let mut world = World::new(&sim, &config).await;
         let mut born = 0;
         for _ in 0..80 {
@@ -208,10 +208,9 @@ fn random_order(blocks: u64, seed: u64) -> u64 {
         drain(&world.pool).await.unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(world.pool.status().poisoned, None);
         assert_eq!(Blocks::of(&world.pool).used(), 0);
-        let refused = world.log.borrow().refused;
-        refused
+        world.log
     });
-    refused.expect("the power stays on")
+    log.expect("the power stays on").borrow().refused
 }
 
 #[test]

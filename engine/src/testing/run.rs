@@ -341,13 +341,12 @@ impl Life<'_> {
     /// When the pool is in a state in which it cannot be.
     pub async fn begin(&self) -> Result<Pool> {
         let pool = self.config.open(self.sim).await?;
+        check_sound(&pool).await;
         let seen = observe(&pool).await.unwrap_or_else(|e| panic!("after opening: {e}"));
         let mut log = self.log.borrow_mut();
         let number =
             log.find(&seen, log.acknowledged).unwrap_or_else(|e| panic!("after opening: {e}"));
         log.go_on_from(number);
-        drop(log);
-        check_sound(&pool).await;
         Ok(pool)
     }
 
@@ -369,11 +368,10 @@ impl Life<'_> {
             }
             step(&pool, self.log, &op).await?;
         }
+        check_sound(&pool).await;
         let seen = observe(&pool).await.unwrap_or_else(|e| panic!("at the end: {e}"));
         let log = self.log.borrow();
         assert!(seen == *log.last(), "at the end: {}", seen.difference(log.last()));
-        drop(log);
-        check_sound(&pool).await;
         Ok(pool)
     }
 }
