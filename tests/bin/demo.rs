@@ -142,7 +142,7 @@ fn demonstrate(cli: &Cli) -> io::Result<()> {
     change(cli, "demo-clone", 2, bytes)?;
     step(cli, &["volume", "list", "--prefix", "demo"])?;
     let clone = cli.json(&["volume", "show", "demo-clone", "--space"]);
-    let source = cli.json(&["volume", "show", "demo", "--space"]);
+    let source = cli.json(&["volume", "show", "demo"]);
     step(cli, &["pool", "check"])?;
     let mib = |bytes: u64| format!("{:.1} MiB", to_f64(bytes) / to_f64(MIB));
     let rate = to_f64(bytes / MIB) / filled.as_secs_f64();
@@ -151,14 +151,14 @@ fn demonstrate(cli: &Cli) -> io::Result<()> {
         "\nfill        {} of real data in {:.2} s, {rate:.0} MiB/s\n\
          clone       {:.1} ms, start of the program included: the same for any size\n\
          shared      {} of {} mapped by the clone\n\
-         the volume  holds {} alone, the clone {} alone: what was written to them\n",
+         written     {} to the volume and {} to the clone since: all that the clone costs\n",
         mib(bytes),
         filled.as_secs_f64(),
         cloned.as_secs_f64() * 1e3,
         mib(shared),
         mib(number(&clone, "/mapped_bytes")),
-        mib(number(&source, "/space/exclusive_bytes")),
-        mib(number(&clone, "/space/exclusive_bytes")),
+        mib(number(&source, "/own_bytes")),
+        mib(number(&clone, "/own_bytes")),
     ))
 }
 
