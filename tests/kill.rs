@@ -282,8 +282,8 @@ fn load_and_kill(system: &mut System, logs: &[Arc<Log>], round: u64) -> Vec<Froz
                 let writer = Writer {
                     log: Arc::clone(&logs[volume]),
                     first: writer * (SECTORS / WRITERS),
-                    noise: Noise::new(round << 8 | writer << 1 | logs[volume].volume),
-                    stamp: (round << 4 | writer + 1) << 32,
+                    noise: Noise::new((round << 8) | (writer << 1) | logs[volume].volume),
+                    stamp: ((round << 4) | (writer + 1)) << 32,
                     flying: HashMap::new(),
                 };
                 let socket = &sockets[volume];
