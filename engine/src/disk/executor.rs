@@ -10,7 +10,7 @@
 //! Invariants:
 //! * Tasks are polled in the order in which they became ready. With a deterministic [`Driver`] a
 //!   whole run is deterministic.
-//! * The driver is asked for completions only when nothing is ready (or after [`TURNS_PER_POLL`]
+//! * The driver is asked for completions only when nothing is ready (or after `TURNS_PER_POLL`
 //!   turns), so that everything asked for in one turn leaves in one submission.
 //! * A wake allocates nothing: each task has one waker for its life. A waker that outlives its task
 //!   does nothing, because a task's identity (slot and serial number) is never used again.

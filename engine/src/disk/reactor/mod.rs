@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Invariants:
-//! * What the kernel may read or write is owned by the [`Op`] or by its slot until the completion
+//! * What the kernel may read or write is owned by the `Op` or by its slot until the completion
 //!   has been taken: never by the caller, never freed early.
 //! * The ring is torn down only after every operation has completed ([`ReactorDriver`]'s drop).
 //! * Wakers run with no borrow of the reactor held.
