@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::MapRun;
 use crate::map;
 use crate::space::{Run, TakeError};
-use crate::units::{BLOCK_SIZE, to_u32, to_u64, to_usize};
+use crate::units::{BLOCK_SIZE, VolumeId, to_u32, to_u64, to_usize};
 
 /// Blocks by which the catalogue may grow before its own place is reckoned with.
 const CATALOGUE_SLACK: u64 = 4;
@@ -49,6 +49,11 @@ pub(crate) enum Wait {
     Group(u32),
     /// Blocks must be freed by a checkpoint; this many were published.
     Space(u64),
+}
+
+/// The answer to a write whose volume is gone.
+pub(super) fn deleted(volume: VolumeId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{volume} was deleted"))
 }
 
 impl Placed {
@@ -126,7 +131,7 @@ impl Inner {
             return Admission::Refused(write, error);
         }
         let Some(volume) = self.state.volume(write.volume) else {
-            let error = Error::new(ErrorKind::NotFound, format!("{} was deleted", write.volume));
+            let error = deleted(write.volume);
             return Admission::Refused(write, error);
         };
         if volume.refuses_writes() {

@@ -13,7 +13,7 @@ use futures_util::future::{join, join_all};
 use tokio::sync::oneshot;
 
 use super::core::{Inner, Pool, count};
-use super::place::{Admission, Placed};
+use super::place::{Admission, Placed, deleted};
 use super::record::Obstacle;
 use crate::crc::crc32;
 use crate::disk::Buf;
@@ -219,22 +219,27 @@ impl Pool {
                 }
                 let take = inner.overtaken_or_group(&mut batch[done..]);
                 match take {
+                    Group::Gone => {
+                        inner.give_back(&batch[done]);
+                        answers.push(Err(deleted(batch[done].write.volume)));
+                        done += 1;
+                    }
                     Group::Overtaken => {
                         inner.give_back(&batch[done]);
-                        answers.push(Outcome::Overtaken);
+                        answers.push(Ok(Outcome::Overtaken));
                         done += 1;
                     }
                     Group::Of(0) => {
                         // One write larger than a record: piece by piece.
                         obstacle = inner.record_piece(&mut batch[done]).err();
                         if obstacle.is_none() && batch[done].runs.is_empty() {
-                            answers.push(Outcome::Done);
+                            answers.push(Ok(Outcome::Done));
                             done += 1;
                         }
                     }
                     Group::Of(count) => match inner.record_group(&batch[done..done + count]) {
                         Ok(()) => {
-                            answers.extend((0..count).map(|_| Outcome::Done));
+                            answers.extend((0..count).map(|_| Ok(Outcome::Done)));
                             done += count;
                         }
                         Err(found) => obstacle = Some(found),
@@ -249,7 +254,7 @@ impl Pool {
         let rest = batch.split_off(answers.len());
         for (placed, answer) in batch.into_iter().zip(answers) {
             // Nobody may wait for the answer any more.
-            drop(placed.write.done.send(Ok(answer)));
+            drop(placed.write.done.send(answer));
         }
         (rest, obstacle)
     }
@@ -268,6 +273,8 @@ impl Pool {
 }
 
 enum Group {
+    /// The volume of the first write was deleted meanwhile.
+    Gone,
     Overtaken,
     Of(usize),
 }
@@ -277,11 +284,17 @@ fn batch_ranges(batch: &[Placed]) -> Vec<(VolumeId, Lba, u64)> {
 }
 
 impl Inner {
-    /// Whether the first write of `batch` was overtaken, or how many writes from it on go into
+    /// What has become of the first write of `batch`, or how many writes from it on go into
     /// one record (0: it is too large for one).
     fn overtaken_or_group(&self, batch: &mut [Placed]) -> Group {
         let (mut runs, mut blocks, mut nodes, mut count) = (0, 0, 0, 0);
         for placed in batch.iter() {
+            if self.state.volume(placed.write.volume).is_none() {
+                if count == 0 {
+                    return Group::Gone;
+                }
+                break;
+            }
             runs += placed.runs.len();
             blocks += placed.sums.len();
             nodes += placed.runs.len() * self.state.nodes_for_edit(placed.write.volume);
