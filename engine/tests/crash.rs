@@ -68,7 +68,7 @@ fn short_workload() -> Vec<Op> {
 #[test]
 fn the_power_fails_at_every_event() {
     let reach =
-        Reach { plans: [16, 4, 3], nested_one_in: [40, 12], nested_cuts: 12, go_on_one_in: 4 };
+        Reach { plans: [30, 6, 4], nested_one_in: [30, 10], nested_cuts: 14, go_on_one_in: 6 };
     let mut explorer = Explorer::new(tiny(), reach, 1);
     let events = explorer.cut_everywhere(&short_workload(), 1, 0, 1);
     let counts = explorer.counts;
@@ -85,6 +85,33 @@ fn the_power_fails_at_every_event_of_every_recovery() {
     let events = explorer.cut_everywhere(ops, 2, 20, 5);
     let counts = explorer.counts;
     println!("{} crash states of {events} events: {counts:?}", counts.total());
+}
+
+/// Random operations, all of which the model accepts.
+fn random_workload(seed: u64) -> Vec<Op> {
+    let bounds = Bounds { volumes: 4, volume_blocks: 24, write_blocks: 12 };
+    let mut generator = Generator::new(seed, bounds);
+    let mut model = Model::default();
+    let mut next = |number| {
+        let op = generator.next_op(&model);
+        op.steps(&model, number).iter().for_each(|step| model.apply(step));
+        op
+    };
+    (1..30).map(&mut next).collect()
+}
+
+#[test]
+fn the_power_fails_under_random_workloads() {
+    let reach =
+        Reach { plans: [6, 3, 2], nested_one_in: [40, 12], nested_cuts: 6, go_on_one_in: 8 };
+    let mut total = 0;
+    for seed in 0..24 {
+        let config = Config { pool_blocks: 700, ..Config::random(seed) };
+        let mut explorer = Explorer::new(config, reach, seed);
+        explorer.cut_everywhere(&random_workload(seed), seed, seed % 3, 3);
+        total += explorer.counts.total();
+    }
+    println!("{total} crash states of random workloads");
 }
 
 /// One pool that loses its power, or its process, again and again under random operations.

@@ -203,7 +203,7 @@ impl Generator {
     /// The next operation on a pool that holds `model`.
     pub fn next_op(&mut self, model: &Model) -> Op {
         if model.volumes.values().all(|volume| volume.snapshot) {
-            return Op::Create(vec![self.empty_volume()]);
+            return Op::Create(vec![self.empty_volume(model)]);
         }
         let total = self.kinds.iter().map(|(_, weight)| weight).sum();
         let mut pick = self.rng.below(total);
@@ -274,7 +274,7 @@ impl Generator {
             return Op::Delete(self.pick(model, false));
         }
         if self.rng.chance(4) {
-            return Op::Create(vec![self.empty_volume()]);
+            return Op::Create(vec![self.empty_volume(model)]);
         }
         let wanted = if kind == Kind::Group { 2 + self.rng.below(2) } else { 1 };
         let snapshot = self.rng.chance(7);
@@ -283,21 +283,27 @@ impl Generator {
             let longer = !snapshot && self.rng.chance(3);
             let size = model.volumes[&source].size_bytes + 8 * SECTOR_BYTES;
             let size_bytes = longer.then_some(size);
-            Birth { name: self.name(), size_bytes, source: Some(source), snapshot }
+            Birth { name: self.name(model), size_bytes, source: Some(source), snapshot }
         });
         Op::Create(births.collect())
     }
 
-    fn empty_volume(&mut self) -> Birth {
+    fn empty_volume(&mut self, model: &Model) -> Birth {
         let blocks = 1 + self.rng.below(self.bounds.volume_blocks);
         let odd = if self.rng.chance(4) { self.rng.below(BLOCK_SECTORS) } else { 0 };
         let size_bytes = Some((blocks * BLOCK_SECTORS + odd) * SECTOR_BYTES);
-        Birth { name: self.name(), size_bytes, source: None, snapshot: false }
+        Birth { name: self.name(model), size_bytes, source: None, snapshot: false }
     }
 
-    fn name(&mut self) -> String {
-        self.born += 1;
-        format!("v{}", self.born)
+    /// A name that is not taken.
+    fn name(&mut self, model: &Model) -> String {
+        loop {
+            self.born += 1;
+            let name = format!("v{}", self.born);
+            if !model.volumes.contains_key(&name) {
+                return name;
+            }
+        }
     }
 
     /// A sector; the first eighth of the volume is hit as often as all the rest.
