@@ -119,6 +119,8 @@ pub(super) fn volume(pool: &Pool, info: VolumeInfo) -> v1::Volume {
         created_at: info.created_at,
         mapped_bytes: info.mapped_bytes,
         own_bytes: info.own_bytes,
+        iops_limit: 0,
+        bandwidth_limit_bytes: 0,
     }
 }
 

@@ -213,6 +213,8 @@ mod tests {
             created_at: 0,
             mapped_bytes: 4096,
             own_bytes: 0,
+            iops_limit: 0,
+            bandwidth_limit_bytes: 0,
         };
         let text = text_of(|registry| volume_gauges(registry, &[volume], true));
         let line = "pando_volume_size_bytes{volume=\"db\",kind=\"snapshot\"} 1073741824\n";

@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use pando_proto::v1::pando_server::Pando;
 use pando_proto::v1::{
-    CreateVolumeRequest, CreateVolumeResponse, CreateVolumesRequest, CreateVolumesResponse,
-    DeleteVolumeRequest, DeleteVolumeResponse, DiffVolumesRequest, DiffVolumesResponse, ExportKind,
-    GetVolumeRequest, GetVolumeResponse, ListExportsRequest, ListExportsResponse,
-    ListExtentsRequest, ListExtentsResponse, ListVolumesRequest, ListVolumesResponse,
-    ModifyVolumeRequest, ModifyVolumeResponse, PoolCheckRequest, PoolCheckResponse,
-    PoolDumpRequest, PoolDumpResponse, PoolGrowRequest, PoolGrowResponse, PoolScrubRequest,
-    PoolScrubResponse, PoolStatusRequest, PoolStatusResponse, ReadVolumeRequest,
-    ReadVolumeResponse, StartExportRequest, StartExportResponse, StopExportRequest,
-    StopExportResponse, Volume, VolumeKind, VolumeRef, WriteVolumeRequest, WriteVolumeResponse,
+    AttachVolumeRequest, AttachVolumeResponse, CreateVolumeRequest, CreateVolumeResponse,
+    CreateVolumesRequest, CreateVolumesResponse, DeleteVolumeRequest, DeleteVolumeResponse,
+    DetachVolumeRequest, DetachVolumeResponse, DiffVolumesRequest, DiffVolumesResponse, ExportKind,
+    GetVolumeRequest, GetVolumeResponse, ListAttachmentsRequest, ListAttachmentsResponse,
+    ListExportsRequest, ListExportsResponse, ListExtentsRequest, ListExtentsResponse,
+    ListVolumesRequest, ListVolumesResponse, ModifyVolumeRequest, ModifyVolumeResponse,
+    PoolCheckRequest, PoolCheckResponse, PoolDumpRequest, PoolDumpResponse, PoolGrowRequest,
+    PoolGrowResponse, PoolScrubRequest, PoolScrubResponse, PoolStatusRequest, PoolStatusResponse,
+    ReadVolumeRequest, ReadVolumeResponse, StartExportRequest, StartExportResponse,
+    StopExportRequest, StopExportResponse, Volume, VolumeKind, VolumeRef, WriteVolumeRequest,
+    WriteVolumeResponse,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -163,7 +165,12 @@ impl Pando for Service {
         });
         let (id, volume, space) = found.await?;
         let exports = self.exports.list(Some(id)).await;
-        Ok(Response::new(GetVolumeResponse { volume: Some(volume), space, exports }))
+        Ok(Response::new(GetVolumeResponse {
+            volume: Some(volume),
+            space,
+            exports,
+            attachment: None,
+        }))
     }
 
     async fn list_volumes(
@@ -280,6 +287,27 @@ impl Pando for Service {
         _request: Request<ListExportsRequest>,
     ) -> Answer<ListExportsResponse> {
         Ok(Response::new(ListExportsResponse { exports: self.exports.list(None).await }))
+    }
+
+    async fn attach_volume(
+        &self,
+        _request: Request<AttachVolumeRequest>,
+    ) -> Answer<AttachVolumeResponse> {
+        Err(Error::new(ErrorKind::Unsupported, "this pandod makes no block devices").into())
+    }
+
+    async fn detach_volume(
+        &self,
+        _request: Request<DetachVolumeRequest>,
+    ) -> Answer<DetachVolumeResponse> {
+        Err(Error::new(ErrorKind::Unsupported, "this pandod makes no block devices").into())
+    }
+
+    async fn list_attachments(
+        &self,
+        _request: Request<ListAttachmentsRequest>,
+    ) -> Answer<ListAttachmentsResponse> {
+        Ok(Response::new(ListAttachmentsResponse { attachments: Vec::new() }))
     }
 }
 
