@@ -13,7 +13,9 @@ use pando_engine::disk::park::ThreadDriver;
 use pando_engine::disk::reactor::ReactorDriver;
 use pando_engine::disk::{Buf, Disk};
 use pando_engine::error::Result;
-use pando_engine::pool::{CreateVolume, FormatOptions, OpenOptions, Pool, Source, VolumeInfo};
+use pando_engine::pool::{
+    CreateVolume, FormatOptions, IoLimits, OpenOptions, Pool, Source, VolumeInfo,
+};
 use pando_engine::units::BlockNo;
 
 /// How to make a pool for a benchmark.
@@ -123,6 +125,7 @@ fn request(name: &str, size_bytes: Option<u64>, source: Source) -> CreateVolume 
         read_only: false,
         reservation_bytes: 0,
         growth_limit_bytes: 0,
+        io_limits: IoLimits::default(),
         labels: std::collections::BTreeMap::new(),
         created_at: 0,
     }

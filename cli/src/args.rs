@@ -188,6 +188,12 @@ pub(crate) struct Properties {
     /// Space that the volume may add to the pool
     #[arg(long, value_parser = parse_size, value_name = "SIZE", default_value = "0", hide_default_value = true)]
     pub growth_limit: u64,
+    /// Requests in a second that the volume serves at most, reads and writes together
+    #[arg(long, value_name = "COUNT", default_value = "0", hide_default_value = true)]
+    pub iops_limit: u64,
+    /// Bytes in a second that the volume moves at most, for example 200MiB
+    #[arg(long, value_parser = parse_size, value_name = "SIZE", default_value = "0", hide_default_value = true)]
+    pub bandwidth_limit: u64,
     /// Label, as key=value; may be given several times
     #[arg(long = "label", value_parser = parse_pair, value_name = "KEY=VALUE")]
     pub labels: Vec<(String, String)>,
@@ -268,6 +274,12 @@ pub(crate) struct Changes {
     /// New growth limit; 0 for none
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub growth_limit: Option<u64>,
+    /// New limit of requests in a second; 0 for none
+    #[arg(long, value_name = "COUNT")]
+    pub iops_limit: Option<u64>,
+    /// New limit of bytes in a second; 0 for none
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    pub bandwidth_limit: Option<u64>,
     /// Label to set; without a value (`key=`) it is removed
     #[arg(long = "label", value_parser = parse_pair, value_name = "KEY=VALUE")]
     pub labels: Vec<(String, String)>,

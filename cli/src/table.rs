@@ -119,6 +119,11 @@ pub(crate) fn volume(volume: &Volume) -> String {
     row("created", time(volume.created_at));
     row("reservation", or_none(volume.reservation_bytes));
     row("growth limit", or_none(volume.growth_limit_bytes));
+    row("IOPS limit", if_any(volume.iops_limit, |iops| iops.to_string()));
+    row(
+        "bandwidth limit",
+        if_any(volume.bandwidth_limit_bytes, |rate| format!("{}/s", size(rate))),
+    );
     row("labels", labels_of(volume));
     row("mapped", size(volume.mapped_bytes));
     row("own, at least", size(volume.own_bytes));
@@ -140,7 +145,11 @@ fn properties() -> Table {
 }
 
 fn or_none(bytes: u64) -> String {
-    if bytes == 0 { "none".to_owned() } else { size(bytes) }
+    if_any(bytes, size)
+}
+
+fn if_any(limit: u64, show: impl Fn(u64) -> String) -> String {
+    if limit == 0 { "none".to_owned() } else { show(limit) }
 }
 
 /// The pool, one property a line.
@@ -281,7 +290,8 @@ db-test  clone   10.0 GiB  3.0 MiB  4.0 KiB  (deleted, id 7)  1970-01-01T00:00:0
             serde_json::json!({
                 "id": 9, "name": "db-test", "kind": "clone", "size_bytes": 10_737_418_240_u64,
                 "read_only": false, "source_id": 7, "source_name": null,
-                "reservation_bytes": 0, "growth_limit_bytes": 0, "labels": {"app": "db"},
+                "reservation_bytes": 0, "growth_limit_bytes": 0,
+                "iops_limit": 0, "bandwidth_limit_bytes": 0, "labels": {"app": "db"},
                 "created_at": 0, "mapped_bytes": 3_145_728, "own_bytes": 4096,
             })
         );

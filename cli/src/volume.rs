@@ -53,6 +53,8 @@ pub(crate) fn request(name: &str, properties: &Properties) -> CreateVolumeReques
         name: name.to_owned(),
         reservation_bytes: properties.reservation,
         growth_limit_bytes: properties.growth_limit,
+        iops_limit: properties.iops_limit,
+        bandwidth_limit_bytes: properties.bandwidth_limit,
         labels: properties.labels.iter().cloned().collect(),
         must_be_new: true,
         ..CreateVolumeRequest::default()
@@ -155,6 +157,8 @@ async fn set(client: Client, output: Output, args: SetArgs) -> Result<()> {
         read_only: args.changes.read_only,
         reservation_bytes: args.changes.reservation,
         growth_limit_bytes: args.changes.growth_limit,
+        iops_limit: args.changes.iops_limit,
+        bandwidth_limit_bytes: args.changes.bandwidth_limit,
         labels,
         ..ModifyVolumeRequest::default()
     };

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use pando_engine::disk::sim::{Rng, SimDisk, SimOptions};
 use pando_engine::error::ErrorKind;
 use pando_engine::map::Fanout;
-use pando_engine::pool::{CreateVolume, FormatOptions, Pool, Source};
+use pando_engine::pool::{CreateVolume, FormatOptions, IoLimits, Pool, Source};
 use pando_engine::testing::model::{BLOCK_SECTORS, Birth};
 use pando_engine::testing::run::{
     Blocks, Life, SharedLog, check_sound, drain, observe, settle, stamped, step,
@@ -235,6 +235,7 @@ fn promised(name: &str, reservation: u64, growth_limit: u64) -> CreateVolume {
         read_only: false,
         reservation_bytes: reservation * 4096,
         growth_limit_bytes: growth_limit * 4096,
+        io_limits: IoLimits::default(),
         labels: BTreeMap::new(),
         created_at: 0,
     }

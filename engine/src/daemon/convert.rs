@@ -8,8 +8,8 @@ use tonic::{Code, Status};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::{
-    ChangedRun, CreateVolume, ModifyVolume, Pool, PoolCounters, PoolStatus, Source, SpaceReport,
-    VolumeInfo,
+    ChangedRun, CreateVolume, IoLimits, ModifyVolume, Pool, PoolCounters, PoolStatus, Source,
+    SpaceReport, VolumeInfo,
 };
 use crate::units::VolumeId;
 
@@ -82,6 +82,10 @@ pub(super) fn create_request(
         read_only: request.read_only,
         reservation_bytes: request.reservation_bytes,
         growth_limit_bytes: request.growth_limit_bytes,
+        io_limits: IoLimits {
+            iops: request.iops_limit,
+            bandwidth_bytes: request.bandwidth_limit_bytes,
+        },
         labels: request.labels,
         created_at: now(),
     })
@@ -94,6 +98,8 @@ pub(super) fn modify_request(request: v1::ModifyVolumeRequest) -> ModifyVolume {
         read_only: request.read_only,
         reservation_bytes: request.reservation_bytes,
         growth_limit_bytes: request.growth_limit_bytes,
+        iops_limit: request.iops_limit,
+        bandwidth_limit_bytes: request.bandwidth_limit_bytes,
         labels: request.labels,
     }
 }
@@ -119,8 +125,8 @@ pub(super) fn volume(pool: &Pool, info: VolumeInfo) -> v1::Volume {
         created_at: info.created_at,
         mapped_bytes: info.mapped_bytes,
         own_bytes: info.own_bytes,
-        iops_limit: 0,
-        bandwidth_limit_bytes: 0,
+        iops_limit: info.io_limits.iops,
+        bandwidth_limit_bytes: info.io_limits.bandwidth_bytes,
     }
 }
 

@@ -326,7 +326,7 @@ fn uri(name: &str, path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::Source;
+    use crate::pool::{IoLimits, Source};
 
     fn volume(id: u64) -> VolumeInfo {
         VolumeInfo {
@@ -338,6 +338,7 @@ mod tests {
             source: Source::Empty,
             reservation_bytes: 0,
             growth_limit_bytes: 0,
+            io_limits: IoLimits::default(),
             labels: BTreeMap::new(),
             created_at: 0,
             mapped_bytes: 0,

@@ -179,7 +179,7 @@ fn volume_gauges(registry: &mut Registry, volumes: &[VolumeInfo], more: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::Source;
+    use crate::pool::{IoLimits, Source};
     use crate::units::VolumeId;
 
     fn text_of(fill: impl FnOnce(&mut Registry)) -> String {
@@ -209,12 +209,11 @@ mod tests {
             source: Source::Empty,
             reservation_bytes: 0,
             growth_limit_bytes: 0,
+            io_limits: IoLimits::default(),
             labels: std::collections::BTreeMap::new(),
             created_at: 0,
             mapped_bytes: 4096,
             own_bytes: 0,
-            iops_limit: 0,
-            bandwidth_limit_bytes: 0,
         };
         let text = text_of(|registry| volume_gauges(registry, &[volume], true));
         let line = "pando_volume_size_bytes{volume=\"db\",kind=\"snapshot\"} 1073741824\n";

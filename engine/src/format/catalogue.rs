@@ -11,6 +11,15 @@ use crate::format::node::{NodePtr, Root};
 use crate::limits::CATALOGUE_BYTES_MAX;
 use crate::units::{BLOCK_SIZE, BlockNo, Generation, Seqno, VolumeId, to_u32, to_u64, to_usize};
 
+/// How fast a volume may be read and written, both together; 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct IoLimits {
+    /// Requests in a second.
+    pub iops: u64,
+    /// Bytes in a second.
+    pub bandwidth_bytes: u64,
+}
+
 /// A volume or snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct VolumeEntry {
@@ -30,6 +39,8 @@ pub struct VolumeEntry {
     pub reservation_blocks: u64,
     /// Blocks that it may add; 0 is no limit.
     pub growth_limit_blocks: u64,
+    /// How fast it may be read and written.
+    pub io_limits: IoLimits,
     /// Labels in order of their keys.
     pub labels: Vec<(String, String)>,
     /// Seconds since the epoch.

@@ -13,6 +13,7 @@ use bincode::{Decode, Encode};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::catalogue::IoLimits;
 use super::codec::{decode_record, encode_record};
 use crate::crc::crc32_of_parts;
 use crate::error::Result;
@@ -70,6 +71,8 @@ pub struct NewVolume {
     pub reservation_blocks: u64,
     /// Blocks that it may add; 0 is no limit.
     pub growth_limit_blocks: u64,
+    /// How fast it may be read and written.
+    pub io_limits: IoLimits,
     /// Labels in order of their keys.
     pub labels: Vec<(String, String)>,
     /// Seconds since the epoch.
@@ -89,6 +92,8 @@ pub struct NewProperties {
     pub reservation_blocks: u64,
     /// Blocks that it may add; 0 is no limit.
     pub growth_limit_blocks: u64,
+    /// How fast it may be read and written.
+    pub io_limits: IoLimits,
     /// Labels in order of their keys.
     pub labels: Vec<(String, String)>,
 }
@@ -115,7 +120,7 @@ pub enum Record {
     /// Volumes, clones or snapshots are made, all at one instant.
     Create(Vec<NewVolume>),
     /// A volume has new properties.
-    Modify(NewProperties),
+    Modify(Box<NewProperties>),
     /// A volume or snapshot is gone.
     Delete(VolumeId),
 }
@@ -133,11 +138,11 @@ impl Record {
             Self::Unmap { .. } => 24,
             Self::Create(volumes) => {
                 let each = |v: &NewVolume| {
-                    50 + v.name.len() + if v.source.is_some() { 9 } else { 1 } + labels(&v.labels)
+                    66 + v.name.len() + if v.source.is_some() { 9 } else { 1 } + labels(&v.labels)
                 };
                 8 + volumes.iter().map(each).sum::<usize>()
             }
-            Self::Modify(new) => 33 + labels(&new.labels),
+            Self::Modify(new) => 49 + labels(&new.labels),
             Self::Delete(_) => 8,
         }
     }
@@ -259,6 +264,7 @@ mod tests {
             read_only: false,
             reservation_blocks: 0,
             growth_limit_blocks: 0,
+            io_limits: IoLimits::default(),
             labels: labels.clone(),
             created_at: 0,
         };
@@ -268,13 +274,14 @@ mod tests {
             read_only: true,
             reservation_blocks: 0,
             growth_limit_blocks: 0,
+            io_limits: IoLimits::default(),
             labels: labels.clone(),
         };
         let records = [
             sample(),
             Record::Unmap { volume: VolumeId::new(1), lba: Lba::new(2), len: 3 },
             Record::Create(vec![new(None), new(Some(VolumeId::new(7)))]),
-            Record::Modify(modify),
+            Record::Modify(Box::new(modify)),
             Record::Delete(VolumeId::new(1)),
         ];
         for record in records {

@@ -5,7 +5,9 @@ use std::ops::Bound;
 use std::rc::Rc;
 
 use super::core::{Inner, Pool, count};
-use super::types::{CreateVolume, ModifyVolume, PoolCounters, PoolStatus, Source, VolumeInfo};
+use super::types::{
+    CreateVolume, IoLimits, ModifyVolume, PoolCounters, PoolStatus, Source, VolumeInfo,
+};
 use crate::checkpoint::Kind;
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,6 +29,7 @@ fn info(volume: &Volume) -> VolumeInfo {
         source: entry.source.map_or(Source::Empty, Source::Volume),
         reservation_bytes: entry.reservation_blocks.saturating_mul(BLOCK_BYTES),
         growth_limit_bytes: entry.growth_limit_blocks.saturating_mul(BLOCK_BYTES),
+        io_limits: entry.io_limits,
         labels: entry.labels.iter().cloned().collect(),
         created_at: entry.created_at,
         mapped_bytes: volume.mapped().saturating_mul(BLOCK_BYTES),
@@ -88,6 +91,7 @@ impl Inner {
             read_only: request.read_only,
             reservation_blocks,
             growth_limit_blocks: blocks_for(request.growth_limit_bytes),
+            io_limits: request.io_limits,
             labels: request.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
             created_at: request.created_at,
         })
@@ -219,9 +223,15 @@ impl Pool {
                     growth_limit_blocks: change
                         .growth_limit_bytes
                         .map_or(entry.growth_limit_blocks, blocks_for),
+                    io_limits: IoLimits {
+                        iops: change.iops_limit.unwrap_or(entry.io_limits.iops),
+                        bandwidth_bytes: change
+                            .bandwidth_limit_bytes
+                            .unwrap_or(entry.io_limits.bandwidth_bytes),
+                    },
                     labels: labels.into_iter().collect(),
                 };
-                let record = Record::Modify(new);
+                let record = Record::Modify(Box::new(new));
                 Ok((Some(record), ()))
             })
             .await?;

@@ -35,7 +35,7 @@ pub use create::FormatOptions;
 pub use dump::dump_offline;
 pub use scrub::{ScrubError, ScrubStep};
 pub use types::{
-    ChangedRun, CreateVolume, ModifyVolume, PoolCounters, PoolStatus, Source, SpaceReport,
-    VolumeInfo,
+    ChangedRun, CreateVolume, IoLimits, ModifyVolume, PoolCounters, PoolStatus, Source,
+    SpaceReport, VolumeInfo,
 };
 pub(crate) use write::Outcome;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::durable::Durable;
-use super::{CreateVolume, FormatOptions, OpenOptions, Pool, Source};
+use super::{CreateVolume, FormatOptions, IoLimits, OpenOptions, Pool, Source};
 use crate::checkpoint::load;
 use crate::disk::executor::spawn_local;
 use crate::disk::sim::{Rng, SimDisk, SimImage, SimOptions};
@@ -89,6 +89,7 @@ impl World {
             read_only: false,
             reservation_bytes: 0,
             growth_limit_bytes: 0,
+            io_limits: IoLimits::default(),
             labels: BTreeMap::new(),
             created_at: self.born,
         };

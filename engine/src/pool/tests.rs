@@ -41,6 +41,7 @@ fn volume(name: &str, source: Source) -> CreateVolume {
         read_only: false,
         reservation_bytes: 0,
         growth_limit_bytes: 0,
+        io_limits: IoLimits::default(),
         labels: std::collections::BTreeMap::new(),
         created_at: 1,
     }
@@ -144,4 +145,31 @@ fn random_overwrites_lap_the_journal() {
         })
         .unwrap();
     }
+}
+
+#[test]
+fn io_limits_are_kept() {
+    let sim = SimDisk::new(3, 4096, SimOptions::default());
+    sim.run(async {
+        let disk = sim.disk();
+        Pool::format(&disk, &format_options(&disk)).await.unwrap();
+        let pool = open(&sim).await.unwrap();
+        let limits = IoLimits { iops: 500, bandwidth_bytes: 1 << 20 };
+        let a = CreateVolume { io_limits: limits, ..volume("a", Source::Empty) };
+        let a = pool.create(a).await.unwrap();
+        assert_eq!(a.io_limits, limits);
+        let b = pool.create(volume("b", Source::Volume(a.id))).await.unwrap();
+        assert_eq!(b.io_limits, IoLimits::default(), "a clone has limits of its own");
+        // What was created comes back from the catalogue, what was modified from the journal.
+        pool.close().await.unwrap();
+        let pool = open(&sim).await.unwrap();
+        assert_eq!(pool.get(a.id).unwrap().io_limits, limits);
+        let change = ModifyVolume { iops_limit: Some(0), ..ModifyVolume::default() };
+        pool.modify(a.id, change).await.unwrap();
+        drop(pool);
+        let pool = open(&sim).await.unwrap();
+        let left = IoLimits { iops: 0, ..limits };
+        assert_eq!(pool.get(a.id).unwrap().io_limits, left);
+    })
+    .unwrap();
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+pub use crate::format::catalogue::IoLimits;
 use crate::units::VolumeId;
 
 /// What a volume was born of.
@@ -31,6 +32,8 @@ pub struct CreateVolume {
     pub reservation_bytes: u64,
     /// Bytes that it may add to the pool; 0 is no limit.
     pub growth_limit_bytes: u64,
+    /// How fast it may be read and written.
+    pub io_limits: IoLimits,
     /// Free text for people and programs.
     pub labels: BTreeMap<String, String>,
     /// Seconds since the epoch.
@@ -48,6 +51,10 @@ pub struct ModifyVolume {
     pub reservation_bytes: Option<u64>,
     /// New growth limit in bytes; 0 is no limit.
     pub growth_limit_bytes: Option<u64>,
+    /// New limit of requests in a second; 0 is no limit.
+    pub iops_limit: Option<u64>,
+    /// New limit of bytes in a second; 0 is no limit.
+    pub bandwidth_limit_bytes: Option<u64>,
     /// Labels to set; an empty value removes the label.
     pub labels: BTreeMap<String, String>,
 }
@@ -71,6 +78,8 @@ pub struct VolumeInfo {
     pub reservation_bytes: u64,
     /// Bytes that it may add; 0 is no limit.
     pub growth_limit_bytes: u64,
+    /// How fast it may be read and written.
+    pub io_limits: IoLimits,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Seconds since the epoch.

@@ -185,7 +185,7 @@ impl State {
                     self.apply_create(new);
                 }
             }
-            Record::Modify(properties) => self.apply_modify(properties),
+            Record::Modify(properties) => self.apply_modify(*properties),
             Record::Delete(id) => self.apply_delete(id),
         }
     }
@@ -238,6 +238,7 @@ impl State {
             read_only: new.read_only,
             reservation_blocks: new.reservation_blocks,
             growth_limit_blocks: new.growth_limit_blocks,
+            io_limits: new.io_limits,
             labels: new.labels,
             created_at: new.created_at,
             root,
@@ -258,6 +259,7 @@ impl State {
         volume.entry.read_only = new.read_only;
         volume.entry.reservation_blocks = new.reservation_blocks;
         volume.entry.growth_limit_blocks = new.growth_limit_blocks;
+        volume.entry.io_limits = new.io_limits;
         volume.entry.labels = new.labels;
     }
 

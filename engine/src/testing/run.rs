@@ -13,7 +13,7 @@ use crate::disk::executor::spawn_local;
 use crate::disk::sim::{CutPlan, Rng, SimDisk, SimImage, SimOptions};
 use crate::error::{ErrorKind, Result};
 use crate::map::Fanout;
-use crate::pool::{CreateVolume, FormatOptions, ModifyVolume, OpenOptions, Pool, Source};
+use crate::pool::{CreateVolume, FormatOptions, IoLimits, ModifyVolume, OpenOptions, Pool, Source};
 use crate::units::{BLOCK_BYTES, SECTOR_BYTES, VolumeId, to_u32, to_u64, to_usize};
 
 /// A pool to test on: tiny, so that splits, checkpoints, laps of the journal and full pools happen
@@ -284,6 +284,7 @@ fn request(pool: &Pool, birth: &Birth) -> Result<CreateVolume> {
         read_only: false,
         reservation_bytes: 0,
         growth_limit_bytes: 0,
+        io_limits: IoLimits::default(),
         labels: BTreeMap::new(),
         created_at: 0,
     })
