@@ -1,1 +1,41 @@
-//! The CSI adapter: not built yet; it will speak only pando.v1 to the daemon.
+//! The CSI adapter: makes volumes of a Pando pool available to Kubernetes.
+//!
+//! ```text
+//!  kubelet, sidecars                                       pandod
+//!        | unix socket, csi.v1                                ^ unix socket, pando.v1
+//!        v                                                    |
+//!  server -- identity                                         |
+//!    |       controller   volumes, snapshots: the catalogue --+-- daemon   client, errors
+//!    |       group        snapshots of several volumes -------|
+//!    |       metadata     changed blocks ---------------------|
+//!    |       node         devices, file systems, mounts ------'
+//!  registration, health
+//! ```
+//!
+//! The adapter keeps no state. What CSI needs to be remembered (names, sources, parameters) is in
+//! the pool's catalogue, written by the one record that makes the volume, so that a request which
+//! is repeated after a crash at any point finds what it made before.
+//!
+//! * An id is looked up in the catalogue and never becomes part of a path ([`ids`]).
+//! * A call that finds another one at work on its object answers ABORTED ([`locks`]).
+//! * Errors of the daemon become CSI's by one table ([`daemon`]); nothing else of them passes.
+
+#![forbid(unsafe_code)]
+#![expect(dead_code, reason = "the services that use the parts come next")]
+
+mod adapter;
+pub mod config;
+mod daemon;
+mod health;
+mod identity;
+mod ids;
+pub mod labels;
+mod listen;
+mod locks;
+mod node;
+pub mod proto;
+mod registration;
+mod server;
+mod validate;
+
+pub use server::{init_log, run};

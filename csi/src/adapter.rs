@@ -1,0 +1,108 @@
+//! What all services share: configuration, daemon, locks, and the look-up of ids.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Result as Started;
+use pando_proto::v1;
+use tonic::Status;
+
+use crate::config::Config;
+use crate::daemon::{Daemon, by_number};
+use crate::ids::{self, PoolId};
+use crate::locks::Locks;
+use crate::proto::csi::Topology;
+
+/// The parts that all services stand on.
+pub(crate) struct Adapter {
+    pub(crate) config: Config,
+    pub(crate) daemon: Daemon,
+    pub(crate) locks: Locks,
+}
+
+/// What the look-up of an id found.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// It, and the device that it is, if any.
+    Here(Box<v1::Volume>, Option<Box<v1::Attachment>>),
+    /// It is of another pool, so of another node.
+    Elsewhere,
+    /// There is none.
+    Nowhere,
+}
+
+impl Adapter {
+    /// From a configuration that was validated.
+    ///
+    /// # Errors
+    /// The daemon's socket cannot be one.
+    pub(crate) fn new(config: Config) -> Started<Self> {
+        let daemon = Daemon::new(Path::new(&config.daemon_socket))?;
+        Ok(Self { config, daemon, locks: Locks::default() })
+    }
+
+    /// Identity of the pool that the daemon serves now. Asked for each time: a daemon can come back
+    /// with another pool, and an id of the old one must then name nothing.
+    pub(crate) async fn pool_id(&self) -> Result<PoolId, Status> {
+        Ok(PoolId::new(&self.daemon.pool().await?.uuid))
+    }
+
+    /// The id of a volume or snapshot.
+    pub(crate) fn id(&self, pool: &PoolId, number: u64) -> String {
+        pool.id(&self.config.node_id, number)
+    }
+
+    /// Looks up the id of a volume.
+    pub(crate) async fn find_volume(&self, pool: &PoolId, id: &str) -> Result<Found, Status> {
+        self.find(pool, id, ids::is_volume).await
+    }
+
+    /// Looks up the id of a snapshot.
+    pub(crate) async fn find_snapshot(&self, pool: &PoolId, id: &str) -> Result<Found, Status> {
+        self.find(pool, id, ids::is_snapshot).await
+    }
+
+    async fn find(
+        &self,
+        pool: &PoolId,
+        id: &str,
+        wanted: fn(&v1::Volume) -> bool,
+    ) -> Result<Found, Status> {
+        let Some(parsed) = ids::parse(id) else { return Ok(Found::Nowhere) };
+        if parsed.pool != *pool {
+            return Ok(Found::Elsewhere);
+        }
+        let found = self.daemon.find(by_number(parsed.number)).await?;
+        Ok(match found {
+            Some((volume, attachment)) if wanted(&volume) => {
+                Found::Here(Box::new(volume), attachment.map(Box::new))
+            }
+            _ => Found::Nowhere,
+        })
+    }
+
+    /// The volume of this id, and the device that it is, if any.
+    ///
+    /// # Errors
+    /// NOT_FOUND if there is none here, or what the daemon says.
+    pub(crate) async fn volume(
+        &self,
+        id: &str,
+    ) -> Result<(v1::Volume, Option<v1::Attachment>), Status> {
+        let pool = self.pool_id().await?;
+        match self.find_volume(&pool, id).await? {
+            Found::Here(volume, attachment) => Ok((*volume, attachment.map(|a| *a))),
+            Found::Elsewhere => Err(Status::not_found(format!(
+                "volume {id:?} is not of the pool of node {}",
+                self.config.node_id
+            ))),
+            Found::Nowhere => Err(Status::not_found(format!("volume {id:?} does not exist"))),
+        }
+    }
+
+    /// Where volumes of this adapter are accessible: on its node.
+    pub(crate) fn topology(&self) -> Topology {
+        let segments = BTreeMap::from([(self.config.topology_key(), self.config.node_id.clone())]);
+        Topology { segments }
+    }
+}

@@ -1,0 +1,92 @@
+//! The service Identity: who the driver is, what it can do, whether it is ready.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use crate::adapter::Adapter;
+use crate::proto::csi::identity_server::Identity;
+use crate::proto::csi::plugin_capability::service::Type as Service;
+use crate::proto::csi::plugin_capability::volume_expansion::Type as Expansion;
+use crate::proto::csi::plugin_capability::{self, Type};
+use crate::proto::csi::{
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest,
+    GetPluginInfoResponse, PluginCapability, ProbeRequest, ProbeResponse,
+};
+
+/// Services besides the two that every driver has.
+const SERVICES: [Service; 4] = [
+    Service::ControllerService,
+    Service::VolumeAccessibilityConstraints,
+    Service::GroupControllerService,
+    Service::SnapshotMetadataService,
+];
+
+/// The service.
+pub(crate) struct IdentityService {
+    adapter: Arc<Adapter>,
+}
+
+impl IdentityService {
+    pub(crate) const fn new(adapter: Arc<Adapter>) -> Self {
+        Self { adapter }
+    }
+}
+
+/// Whether volumes can be served now.
+///
+/// # Errors
+/// Why not: UNAVAILABLE when the daemon does not answer, as while it starts; FAILED_PRECONDITION
+/// when its pool failed and needs a person.
+pub(crate) async fn ready(adapter: &Adapter) -> Result<(), Status> {
+    let pool = adapter.daemon.pool().await?;
+    if pool.poisoned.is_empty() {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(format!(
+        "pool {} accepts no change: {}; see to its device, then restart pandod",
+        pool.path, pool.poisoned
+    )))
+}
+
+#[tonic::async_trait]
+impl Identity for IdentityService {
+    async fn get_plugin_info(
+        &self,
+        _request: Request<GetPluginInfoRequest>,
+    ) -> Result<Response<GetPluginInfoResponse>, Status> {
+        Ok(Response::new(GetPluginInfoResponse {
+            name: self.adapter.config.driver_name.clone(),
+            vendor_version: env!("CARGO_PKG_VERSION").to_owned(),
+            manifest: BTreeMap::new(),
+        }))
+    }
+
+    async fn get_plugin_capabilities(
+        &self,
+        _request: Request<GetPluginCapabilitiesRequest>,
+    ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
+        let service =
+            |service: Service| Type::Service(plugin_capability::Service { r#type: service.into() });
+        let expansion = Type::VolumeExpansion(plugin_capability::VolumeExpansion {
+            r#type: Expansion::Online.into(),
+        });
+        let types = SERVICES.into_iter().map(service).chain([expansion]);
+        let capabilities = types.map(|t| PluginCapability { r#type: Some(t) }).collect();
+        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
+    }
+
+    async fn probe(
+        &self,
+        _request: Request<ProbeRequest>,
+    ) -> Result<Response<ProbeResponse>, Status> {
+        match ready(&self.adapter).await {
+            Ok(()) => Ok(Response::new(ProbeResponse { ready: Some(true) })),
+            Err(error) if error.code() == tonic::Code::Unavailable => {
+                Ok(Response::new(ProbeResponse { ready: Some(false) }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The CSI adapter: see the crate `pando_csi`.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use pando_csi::config::Config;
+
+/// Makes volumes of a Pando pool available to Kubernetes, by the Container Storage Interface.
+///
+/// Needs --node-id, here or in the configuration file; options override the file. Stops on
+/// SIGTERM, after the calls that are under way. Exit codes: 0 success, 1 failure, 2 wrong usage.
+#[derive(Debug, Parser)]
+#[command(name = "pando-csi", version, max_term_width = 100)]
+struct Args {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Socket of the driver, ends in .sock
+    #[arg(long, value_name = "PATH")]
+    endpoint: Option<PathBuf>,
+    /// Socket of pandod
+    #[arg(long, value_name = "PATH")]
+    daemon_socket: Option<PathBuf>,
+    /// Name of this node, as Kubernetes knows it
+    #[arg(long, value_name = "NAME")]
+    node_id: Option<String>,
+    /// Name of the driver, as a StorageClass names it
+    #[arg(long, value_name = "NAME")]
+    driver_name: Option<String>,
+    /// Directory in which kubelet looks for drivers
+    #[arg(long, value_name = "DIR")]
+    registration_dir: Option<PathBuf>,
+    /// Where kubelet finds the socket of the driver, if elsewhere
+    #[arg(long, value_name = "PATH")]
+    kubelet_endpoint: Option<PathBuf>,
+    /// Address of /healthz
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    health_address: Option<SocketAddr>,
+    /// Check the configuration and exit
+    #[arg(long)]
+    check_config: bool,
+}
+
+impl Args {
+    fn configuration(self) -> Result<Config> {
+        let mut config = match &self.config {
+            Some(path) => Config::load(path)?,
+            None => Config::default(),
+        };
+        set(&mut config.endpoint, self.endpoint);
+        set(&mut config.daemon_socket, self.daemon_socket);
+        set(&mut config.node_id, self.node_id);
+        set(&mut config.driver_name, self.driver_name);
+        set(&mut config.registration_dir, self.registration_dir.map(Some));
+        set(&mut config.kubelet_endpoint, self.kubelet_endpoint.map(Some));
+        set(&mut config.health_address, self.health_address.map(Some));
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+fn set<T>(key: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *key = given;
+    }
+}
+
+fn run(args: Args) -> Result<()> {
+    let check_only = args.check_config;
+    let config = args.configuration()?;
+    if check_only {
+        return Ok(());
+    }
+    pando_csi::init_log(&config.log)?;
+    pando_csi::run(config)
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // If even stderr is closed there is nobody to tell.
+            writeln!(std::io::stderr().lock(), "error: {error:#}").unwrap_or_default();
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Start and end of the adapter, and what happens around every call.
+//!
+//! A call that was begun goes on to its end, also when its caller has hung up: CSI knows no
+//! cancellation, a repeated call is to find things done or not done, and a file system must not be
+//! left half made because a sidecar lost its patience.
+
+use std::convert::Infallible;
+use std::io::IsTerminal;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as Waking, Poll};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tonic::transport::Server;
+use tonic::{Code, Status};
+use tower::Service;
+use tower::layer::layer_fn;
+use tracing::{debug, info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::adapter::Adapter;
+use crate::config::{Config, Log, LogFormat};
+use crate::identity::IdentityService;
+use crate::node::NodeService;
+use crate::proto::csi::identity_server::IdentityServer;
+use crate::proto::csi::node_server::NodeServer;
+use crate::proto::registration::registration_server::RegistrationServer;
+use crate::registration::RegistrationService;
+use crate::{health, listen};
+
+/// Threads that handle calls; what takes long waits for the daemon or for other programs.
+const THREADS: usize = 2;
+/// Calls under way on one connection; more wait.
+const CALLS_MAX: u32 = 256;
+/// How long calls that are under way may take at the end.
+const DRAIN: Duration = Duration::from_secs(30);
+/// Crates below that tell of every frame.
+const QUIET: &str = "h2=warn,hyper=warn,tower=warn";
+
+/// Starts logging for the life of the process.
+///
+/// # Errors
+/// The level is no filter, or logging was started before.
+pub fn init_log(log: &Log) -> Result<()> {
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", log.level))
+        .with_context(|| format!("log.level = {:?}", log.level))?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let started = match log.format {
+        LogFormat::Text => lines.try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| anyhow!("logging: {error}"))
+}
+
+/// Runs the adapter until SIGTERM or SIGINT. `config` was validated.
+///
+/// # Errors
+/// Why it could not start or go on.
+pub fn run(config: Config) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .thread_name("csi")
+        .enable_all()
+        .build()
+        .context("start of the threads")?;
+    let ended = runtime.block_on(serve(config));
+    // What is left are calls that did not end in time; they can be repeated.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("signal handler")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signal handler")?;
+    let adapter = Arc::new(Adapter::new(config)?);
+    let (stopping, stopped) = watch::channel(false);
+    let mut csi = tokio::spawn(serve_csi(Arc::clone(&adapter), stopped.clone()));
+    let mut registration = tokio::spawn(serve_registration(Arc::clone(&adapter), stopped));
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = &mut csi => ended.context("the driver's socket")?,
+        ended = &mut registration => ended.context("the registration's socket")?,
+        ended = health::serve(adapter) => ended,
+    };
+    info!("pando-csi is stopping");
+    // Whoever waits for it is there; if nobody is, nobody needs it.
+    stopping.send(true).unwrap_or_default();
+    if ended.is_ok() && tokio::time::timeout(DRAIN, csi).await.is_err() {
+        warn!("calls are cut off: they took too long");
+    }
+    registration.abort();
+    ended
+}
+
+async fn serve_csi(adapter: Arc<Adapter>, stopped: watch::Receiver<bool>) -> Result<()> {
+    let config = &adapter.config;
+    let (peers, _socket) = listen::bind(&config.endpoint)?;
+    info!(
+        endpoint = %config.endpoint.display(),
+        driver = config.driver_name,
+        node = config.node_id,
+        "pando-csi is ready"
+    );
+    Server::builder()
+        .max_concurrent_streams(CALLS_MAX)
+        .layer(layer_fn(Calls))
+        .add_service(IdentityServer::new(IdentityService::new(Arc::clone(&adapter))))
+        .add_service(NodeServer::new(NodeService::new(Arc::clone(&adapter))))
+        .serve_with_incoming_shutdown(peers, end(stopped))
+        .await
+        .context("the driver's socket")
+}
+
+async fn serve_registration(adapter: Arc<Adapter>, stopped: watch::Receiver<bool>) -> Result<()> {
+    let Some(socket) = adapter.config.registration_socket() else {
+        return std::future::pending().await;
+    };
+    let (peers, _socket) = listen::bind(&socket)?;
+    Server::builder()
+        .add_service(RegistrationServer::new(RegistrationService::new(adapter)))
+        .serve_with_incoming_shutdown(peers, end(stopped))
+        .await
+        .context("the registration's socket")
+}
+
+async fn end(mut stopped: watch::Receiver<bool>) {
+    stopped.wait_for(|stopped| *stopped).await.map(|_| ()).unwrap_or_default();
+}
+
+/// Around every call: it goes on without its caller, and the log says how it ended.
+#[derive(Clone)]
+struct Calls<S>(S);
+
+impl<S> Service<Request<Body>> for Calls<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, waking: &mut Waking<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(waking)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // The clone is not ready, this one is.
+        let clone = self.0.clone();
+        let mut ready = std::mem::replace(&mut self.0, clone);
+        let call = tokio::spawn(async move {
+            let path = request.uri().path().to_owned();
+            let since = Instant::now();
+            let response = ready.call(request).await;
+            if let Ok(response) = &response {
+                log_call(&path, since.elapsed(), response);
+            }
+            response
+        });
+        Box::pin(async move {
+            call.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a call failed; this is a bug of pando-csi");
+                Ok(Status::internal("a bug of pando-csi, its log says more").into_http())
+            })
+        })
+    }
+}
+
+/// Says how a call ended: name, time, code. Never what was in it, which can be secret.
+fn log_call(path: &str, took: Duration, response: &Response<Body>) {
+    let call = path.rsplit('/').next().unwrap_or(path);
+    let ms = took.as_millis();
+    let error = Status::from_header_map(response.headers());
+    match error.filter(|error| error.code() != Code::Ok) {
+        None => debug!(call, ms, "call"),
+        Some(error) => info!(call, ms, code = ?error.code(), error = error.message(), "call"),
+    }
+}
