@@ -188,6 +188,7 @@ impl System {
             ("pool", shown(&self.pool)),
             ("socket", shown(&self.socket())),
             ("nbd_dir", shown(&self.path().join("nbd"))),
+            ("devices_dir", shown(&self.path().join("devices"))),
         ];
         for (key, value) in lines {
             writeln!(text, "{key} = {value}").expect("text grows");

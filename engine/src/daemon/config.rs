@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 pub const DEFAULT_SOCKET: &str = "/run/pando/pando.sock";
 /// Where the sockets of exports are made if nothing else is said.
 pub const DEFAULT_NBD_DIR: &str = "/run/pando/nbd";
+/// Where records of block devices are kept if nothing else is said.
+pub const DEFAULT_DEVICES_DIR: &str = "/run/pando/devices";
 /// Bytes of a configuration file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Shards, at most: more threads than this do not make one device faster.
@@ -40,6 +42,10 @@ pub struct Config {
     /// Offer every volume by its name on the socket `all.sock` in `nbd_dir`.
     #[serde(default)]
     pub export_all: bool,
+    /// Directory of the records of block devices, with a directory for each pool in it. It shall
+    /// not survive the machine's restart, as the devices do not.
+    #[serde(default = "default_devices_dir")]
+    pub devices_dir: PathBuf,
     /// Memory for map nodes and tables.
     #[serde(default = "default_cache", deserialize_with = "size", rename = "cache")]
     pub cache_bytes: u64,
@@ -52,6 +58,9 @@ pub struct Config {
     /// Tell the device which blocks are free.
     #[serde(default = "yes")]
     pub discard: bool,
+    /// Block devices.
+    #[serde(default)]
+    pub devices: Devices,
     /// Logs.
     #[serde(default)]
     pub log: Log,
@@ -59,6 +68,29 @@ pub struct Config {
     pub metrics: Option<Metrics>,
     /// NBD over TCP with TLS; off if absent.
     pub nbd_tls: Option<NbdTls>,
+}
+
+/// Block devices of this machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Devices {
+    /// What makes them.
+    pub kind: DeviceChoice,
+}
+
+/// What makes a volume a block device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// What a request asks for; if it does not, the first of the others that works.
+    #[default]
+    Auto,
+    /// Only ublk.
+    Ublk,
+    /// Only the kernel's NBD client.
+    Nbd,
+    /// Only loop devices.
+    Loop,
 }
 
 /// Logs: to stderr, one line for each change of state.
@@ -140,6 +172,10 @@ fn default_nbd_dir() -> PathBuf {
     PathBuf::from(DEFAULT_NBD_DIR)
 }
 
+fn default_devices_dir() -> PathBuf {
+    PathBuf::from(DEFAULT_DEVICES_DIR)
+}
+
 const fn default_cache() -> u64 {
     256 << 20
 }
@@ -167,10 +203,12 @@ impl Config {
             allowed_uids: Vec::new(),
             nbd_dir: default_nbd_dir(),
             export_all: false,
+            devices_dir: default_devices_dir(),
             cache_bytes: default_cache(),
             shards: 0,
             spin_us: default_spin_us(),
             discard: true,
+            devices: Devices::default(),
             log: Log::default(),
             metrics: None,
             nbd_tls: None,
@@ -290,6 +328,7 @@ mod tests {
         assert!(refusal("").contains("pool"));
         assert!(refusal("pool = '/p'\nsokcet = '/s'").contains("sokcet"));
         assert!(refusal("pool = '/p'\n[log]\nlevle = 'info'").contains("levle"));
+        assert!(refusal("pool = '/p'\n[devices]\nkind = 'scsi'").contains("`ublk`"));
         assert!(refusal("pool = '/p'\ncache = '1KiB'").contains("at least 4.0 MiB"));
         assert!(refusal("pool = '/p'\ncache = 'much'").contains("cache"));
         assert!(refusal("pool = '/p'\nshards = 65").contains("at most 64"));

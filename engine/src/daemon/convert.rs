@@ -7,6 +7,7 @@ use pando_proto::{ERRNO_KEY, ERROR_KIND_KEY, v1};
 use tonic::{Code, Status};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::export::driver::DeviceKind;
 use crate::pool::{
     ChangedRun, CreateVolume, IoLimits, ModifyVolume, Pool, PoolCounters, PoolStatus, Source,
     SpaceReport, VolumeInfo,
@@ -184,6 +185,14 @@ pub(super) const fn counters(counters: &PoolCounters) -> v1::PoolCounters {
         no_space: counters.no_space,
         checksum_errors: counters.checksum_errors,
         metadata_reads: counters.metadata_reads,
+    }
+}
+
+pub(super) const fn device_kind(kind: DeviceKind) -> v1::DeviceKind {
+    match kind {
+        DeviceKind::Ublk => v1::DeviceKind::Ublk,
+        DeviceKind::Nbd => v1::DeviceKind::Nbd,
+        DeviceKind::Loop => v1::DeviceKind::Loop,
     }
 }
 

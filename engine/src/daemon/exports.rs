@@ -1,4 +1,4 @@
-//! The exports: which volumes are offered where, and who uses them.
+//! The exports: which volumes are offered where.
 //!
 //! ```text
 //!   StartExport db --> nbd_dir/7.sock   OnlyExport("db") --+
@@ -6,19 +6,18 @@
 //!   nbd_tls        --> TCP                                 |
 //! ```
 //!
-//! A volume is either offered, by any number of connections, or claimed by one operation that
-//! needs it for itself (delete, import), never both: [`Uses`] decides.
+//! Who may use a volume beside whom is in [`super::uses`].
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use pando_proto::v1;
-use parking_lot::Mutex;
 
 use crate::daemon::config::Config;
 use crate::daemon::engine::{Engine, pool_here};
 use crate::daemon::offered::Offered;
+use crate::daemon::uses::{Claim, Uses};
 use crate::disk::LocalFuture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{NbdServer, ServerOptions};
@@ -27,106 +26,6 @@ use crate::limits::LIST_PAGE_MAX;
 use crate::pool::VolumeInfo;
 use crate::shard::ShardHandle;
 use crate::units::VolumeId;
-
-/// Who uses a volume at present.
-enum Use {
-    /// Exports: open connections.
-    Connections(usize),
-    /// One operation, for itself.
-    Claimed,
-}
-
-/// Who uses which volume.
-#[derive(Default)]
-pub(super) struct Uses {
-    volumes: Mutex<BTreeMap<VolumeId, Use>>,
-}
-
-impl Uses {
-    /// One connection more to the volume.
-    fn connect(self: &Arc<Self>, info: &VolumeInfo) -> Result<Connected> {
-        match self.volumes.lock().entry(info.id).or_insert(Use::Connections(0)) {
-            Use::Connections(count) => *count += 1,
-            Use::Claimed => return Err(claimed(&info.name)),
-        }
-        Ok(Connected { uses: Arc::clone(self), id: info.id })
-    }
-
-    /// Takes an unused volume for one operation.
-    fn claim(self: &Arc<Self>, id: VolumeId, name: &str) -> Result<Claim> {
-        let mut volumes = self.volumes.lock();
-        match volumes.get(&id) {
-            None => {}
-            Some(Use::Claimed) => return Err(claimed(name)),
-            Some(Use::Connections(count)) => {
-                return Err(Error::new(
-                    ErrorKind::Busy,
-                    format!("volume {name}: {count} NBD connections use it; disconnect them first"),
-                ));
-            }
-        }
-        volumes.insert(id, Use::Claimed);
-        Ok(Claim { uses: Arc::clone(self), id })
-    }
-
-    fn check_unclaimed(&self, info: &VolumeInfo) -> Result<()> {
-        match self.volumes.lock().get(&info.id) {
-            Some(Use::Claimed) => Err(claimed(&info.name)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Connections to all volumes.
-    fn connections(&self) -> usize {
-        let volumes = self.volumes.lock();
-        volumes
-            .values()
-            .map(|one| match one {
-                Use::Connections(count) => *count,
-                Use::Claimed => 0,
-            })
-            .sum()
-    }
-}
-
-fn claimed(name: &str) -> Error {
-    Error::new(
-        ErrorKind::Busy,
-        format!(
-            "volume {name}: another operation needs it for itself; try again when that is done"
-        ),
-    )
-}
-
-/// A connection to a volume, until it is dropped.
-pub(super) struct Connected {
-    uses: Arc<Uses>,
-    id: VolumeId,
-}
-
-impl Drop for Connected {
-    fn drop(&mut self) {
-        let mut volumes = self.uses.volumes.lock();
-        if let Some(Use::Connections(count)) = volumes.get_mut(&self.id) {
-            *count -= 1;
-            if *count == 0 {
-                volumes.remove(&self.id);
-            }
-        }
-    }
-}
-
-/// A volume that one operation has for itself, until this is dropped.
-pub(super) struct Claim {
-    uses: Arc<Uses>,
-    id: VolumeId,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.uses.volumes.lock().remove(&self.id);
-    }
-}
 
 /// All volumes by their names.
 struct Volumes {
@@ -154,7 +53,7 @@ impl ExportSource for Volumes {
             let pool = pool_here()?;
             let info = pool.find(name)?;
             let connected = self.uses.connect(&info)?;
-            let device = Offered::new(pool.device(info.id)?, self.read_only, connected);
+            let device = Offered::new(pool.device(info.id)?, self.read_only, Some(connected));
             Ok(Export {
                 name: info.name,
                 description: String::new(),
@@ -177,24 +76,29 @@ pub(super) struct Exports {
     uses: Arc<Uses>,
     started: tokio::sync::Mutex<BTreeMap<VolumeId, Running>>,
     /// The socket that offers every volume, if configured.
-    everything: Option<NbdServer>,
+    everything: OnceLock<NbdServer>,
 }
 
 impl Exports {
-    /// None yet, but the socket for all volumes if that is configured.
+    /// None yet.
+    pub(super) fn new(engine: Arc<Engine>, config: &Config) -> Self {
+        Self {
+            engine,
+            dir: config.nbd_dir.clone(),
+            uses: Arc::default(),
+            started: tokio::sync::Mutex::default(),
+            everything: OnceLock::new(),
+        }
+    }
+
+    /// Opens the socket that offers every volume.
     ///
     /// # Errors
-    /// That socket cannot be made.
-    pub(super) async fn new(engine: Arc<Engine>, config: &Config) -> Result<Self> {
-        let uses = Arc::new(Uses::default());
-        let everything = if config.export_all {
-            let source = Arc::new(Volumes { uses: Arc::clone(&uses), read_only: false });
-            Some(listen(&engine, config.nbd_dir.join("all.sock"), source).await?)
-        } else {
-            None
-        };
-        let started = tokio::sync::Mutex::new(BTreeMap::new());
-        Ok(Self { engine, dir: config.nbd_dir.clone(), uses, started, everything })
+    /// It cannot be made.
+    pub(super) async fn offer_everything(&self) -> Result<()> {
+        let server = listen(&self.engine, self.dir.join("all.sock"), self.source()).await?;
+        self.everything.set(server).unwrap_or_default();
+        Ok(())
     }
 
     /// Every volume by its name, for a listener of another kind.
@@ -205,11 +109,11 @@ impl Exports {
     /// Offers a volume over NBD on a unix socket, or returns the export that does.
     ///
     /// # Errors
-    /// `Busy` when it is offered already with the other access, or claimed by an operation.
+    /// `Busy` when it is offered already with the other access, attached, or claimed by an operation.
     pub(super) async fn start(&self, info: &VolumeInfo, read_only: bool) -> Result<v1::Export> {
         let mut started = self.started.lock().await;
-        // Under the lock of `started`, as the claim is: one of the two sees the other.
-        self.uses.check_unclaimed(info)?;
+        // Under the lock of `started`, as a claim is: one of the two sees the other.
+        self.uses.check_shareable(info)?;
         let read_only = read_only || info.read_only || info.snapshot;
         if let Some(running) = started.get(&info.id) {
             if running.export.read_only == read_only {
@@ -275,9 +179,21 @@ impl Exports {
         }
     }
 
+    /// Takes a volume for a block device, for as long as what is returned lives.
+    ///
+    /// # Errors
+    /// `Busy`, naming who has it, when it is offered, connected to or claimed.
+    pub(super) async fn use_as_device(&self, info: &VolumeInfo) -> Result<Claim> {
+        let started = self.started.lock().await;
+        match started.get(&info.id) {
+            Some(running) => Err(exported(&info.name, &running.export)),
+            None => self.uses.attach(info.id, &info.name),
+        }
+    }
+
     /// Ends all exports in good order.
     pub(super) async fn stop_all(&self) {
-        if let Some(server) = &self.everything {
+        if let Some(server) = self.everything.get() {
             server.stop().await;
         }
         for (_, running) in std::mem::take(&mut *self.started.lock().await) {
@@ -326,45 +242,6 @@ fn uri(name: &str, path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::{IoLimits, Source};
-
-    fn volume(id: u64) -> VolumeInfo {
-        VolumeInfo {
-            id: VolumeId::new(id),
-            name: format!("v{id}"),
-            size_bytes: 4096,
-            snapshot: false,
-            read_only: false,
-            source: Source::Empty,
-            reservation_bytes: 0,
-            growth_limit_bytes: 0,
-            io_limits: IoLimits::default(),
-            labels: BTreeMap::new(),
-            created_at: 0,
-            mapped_bytes: 0,
-            own_bytes: 0,
-        }
-    }
-
-    #[test]
-    fn a_volume_is_offered_or_claimed_never_both() {
-        let uses = Arc::new(Uses::default());
-        let (one, two) = (volume(1), volume(2));
-        let first = uses.connect(&one).unwrap();
-        let second = uses.connect(&one).unwrap();
-        let refused = uses.claim(one.id, &one.name).err().unwrap();
-        assert_eq!(refused.kind(), ErrorKind::Busy);
-        assert!(refused.to_string().contains("volume v1: 2 NBD connections"), "{refused}");
-        let other = uses.claim(two.id, &two.name).unwrap();
-        assert_eq!(uses.connections(), 2);
-        drop((first, second));
-        let claim = uses.claim(one.id, &one.name).unwrap();
-        assert_eq!(uses.connect(&one).err().unwrap().kind(), ErrorKind::Busy);
-        assert_eq!(uses.check_unclaimed(&one).unwrap_err().kind(), ErrorKind::Busy);
-        drop((claim, other));
-        drop(uses.connect(&one).unwrap());
-        assert!(uses.volumes.lock().is_empty(), "nothing is remembered of unused volumes");
-    }
 
     #[test]
     fn addresses_are_escaped() {

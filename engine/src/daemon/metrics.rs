@@ -17,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::net::{TcpListener, UnixListener};
 use tracing::{info, warn};
 
+use crate::daemon::attach::Attachments;
 use crate::daemon::config::MetricsAddress;
 use crate::daemon::engine::Engine;
 use crate::daemon::exports::Exports;
@@ -34,6 +35,7 @@ const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 pub(super) struct Sources {
     pub(super) engine: Arc<Engine>,
     pub(super) exports: Arc<Exports>,
+    pub(super) attachments: Arc<Attachments>,
 }
 
 /// A listening socket of either kind.
@@ -96,6 +98,8 @@ async fn read(sources: &Sources) -> Result<String> {
     volume_gauges(&mut registry, &volumes, more);
     gauge(&mut registry, "exports", "Exports", to_u64(exports));
     gauge(&mut registry, "connections", "Connections of NBD clients", to_u64(connections));
+    let attachments = to_u64(sources.attachments.list().len());
+    gauge(&mut registry, "attachments", "Volumes that are block devices", attachments);
     let mut text = String::new();
     encode(&mut text, &registry).map_err(|_| Error::invalid("metrics cannot be written"))?;
     Ok(text)

@@ -4,6 +4,7 @@
 //!  config --> run                                      threads
 //!              |-- engine    the pool on its shards     shard-0 .. shard-n
 //!              |-- exports   NBD sockets                (on the shards)
+//!              |-- attach    block devices              (on the shards)
 //!              |-- rpc       pando.v1: stream, content, convert, listen   \
 //!              |-- metrics   /metrics                                      > control (tokio)
 //!              |-- tls       NBD over TCP                                  |
@@ -12,8 +13,10 @@
 //!
 //! The control thread never touches the data path; NBD over TCP is the exception, its bytes pass
 //! through there. The order of the end: no more API calls and TCP connections -> exports answer
-//! what is in flight and close -> last checkpoint -> shards end.
+//! what is in flight and close -> devices are detached or suspended -> last
+//! checkpoint -> shards end.
 
+mod attach;
 pub mod config;
 mod content;
 mod convert;
@@ -28,6 +31,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod uses;
 mod watch;
 
 use std::sync::Arc;
@@ -42,6 +46,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tracing::{debug, info, warn};
 
 use crate::error::{Error, Result};
+use attach::Attachments;
 use config::Config;
 use engine::Engine;
 use exports::Exports;
@@ -115,14 +120,22 @@ async fn serve_pool(
     tls: Option<tls::Server>,
     stop: impl Future<Output = &'static str>,
 ) -> Result<()> {
-    let exports = Arc::new(Exports::new(Arc::clone(engine), config).await?);
+    let exports = Arc::new(Exports::new(Arc::clone(engine), config));
+    // First of all: there may be I/O that waits for a device to be taken back.
+    let attachments = Attachments::new(Arc::clone(engine), Arc::clone(&exports), config).await?;
+    if config.export_all {
+        exports.offer_everything().await?;
+    }
     let metrics = match &config.metrics {
         Some(metrics) => Some(metrics::bind(&metrics.listen).await?),
         None => None,
     };
     let _metrics = metrics.map(|listener| {
-        let sources =
-            metrics::Sources { engine: Arc::clone(engine), exports: Arc::clone(&exports) };
+        let sources = metrics::Sources {
+            engine: Arc::clone(engine),
+            exports: Arc::clone(&exports),
+            attachments: Arc::clone(&attachments),
+        };
         Background::spawn(metrics::serve(listener, sources))
     });
     let (stopping, stopped) = latch::channel(false);
@@ -136,7 +149,7 @@ async fn serve_pool(
     };
     let _watch = Background::spawn(watch::run(Arc::clone(engine)));
     let _watchdog = Background::spawn(watch::watchdog(Arc::clone(engine)));
-    let service = Service::new(Arc::clone(engine), Arc::clone(&exports));
+    let service = Service::new(Arc::clone(engine), Arc::clone(&exports), Arc::clone(&attachments));
     let peers = listen::peers(listener, config.allowed_uids.clone());
     let mut calls = tokio::spawn(serve_api(service, peers, stopped));
     info!(socket = %config.socket.display(), shards = engine.shards().len(), "pandod is ready");
@@ -157,6 +170,7 @@ async fn serve_pool(
         drain(calls, "API calls").await;
     }
     exports.stop_all().await;
+    attachments.stop().await;
     if let Some(tls) = tls {
         drain(tls, "TCP connections").await;
     }

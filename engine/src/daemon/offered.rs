@@ -1,22 +1,27 @@
-//! A volume as an export sees it: the pool's device, perhaps read-only, and known to be in use.
+//! A volume as an export sees it: the pool's device, perhaps read-only, and, for a connection, known to be in use.
 
 use std::rc::Rc;
 
-use crate::daemon::exports::Connected;
+use crate::daemon::uses::Connected;
 use crate::device::{BlockDevice, MappedRun, ReadData, ZeroFlags};
 use crate::disk::{Buf, LocalFuture};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A volume that is offered to one connection.
+/// A volume that is offered to one connection, or served as a device.
 pub(super) struct Offered {
     device: Rc<dyn BlockDevice>,
     read_only: bool,
-    _connected: Connected,
+    _connected: Option<Connected>,
 }
 
 impl Offered {
-    /// `device` for one connection; `read_only` refuses writes that the volume itself would take.
-    pub(super) fn new(device: Rc<dyn BlockDevice>, read_only: bool, connected: Connected) -> Self {
+    /// `device` for one user, counted as `connected` unless something larger holds the volume;
+    /// `read_only` refuses writes that the volume itself would take.
+    pub(super) fn new(
+        device: Rc<dyn BlockDevice>,
+        read_only: bool,
+        connected: Option<Connected>,
+    ) -> Self {
         Self { device, read_only, _connected: connected }
     }
 

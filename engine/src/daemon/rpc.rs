@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
 
+use crate::daemon::attach::{Attachments, Wish};
 use crate::daemon::engine::Engine;
 use crate::daemon::exports::Exports;
 use crate::daemon::{content, convert, stream};
@@ -41,12 +42,17 @@ pub(super) type Answers<T> = ReceiverStream<std::result::Result<T, Status>>;
 pub(super) struct Service {
     engine: Arc<Engine>,
     exports: Arc<Exports>,
+    attachments: Arc<Attachments>,
 }
 
 impl Service {
-    /// Over the open pool and its exports.
-    pub(super) fn new(engine: Arc<Engine>, exports: Arc<Exports>) -> Self {
-        Self { engine, exports }
+    /// Over the open pool, its exports and block devices.
+    pub(super) const fn new(
+        engine: Arc<Engine>,
+        exports: Arc<Exports>,
+        attachments: Arc<Attachments>,
+    ) -> Self {
+        Self { engine, exports, attachments }
     }
 
     /// The volume that a request names.
@@ -169,7 +175,7 @@ impl Pando for Service {
             volume: Some(volume),
             space,
             exports,
-            attachment: None,
+            attachment: self.attachments.of(id),
         }))
     }
 
@@ -185,12 +191,17 @@ impl Pando for Service {
         request: Request<ModifyVolumeRequest>,
     ) -> Answer<ModifyVolumeResponse> {
         let mut request = request.into_inner();
+        let resizes = request.size_bytes.is_some();
         let modified = self.engine.control(move |pool| async move {
             let id = convert::resolve(&pool, request.volume.take())?.id;
             let info = pool.modify(id, convert::modify_request(request)).await?;
             Ok(convert::volume(&pool, info))
         });
         let volume = modified.await?;
+        // Asked for again, it is tried again: the device may have failed to grow the last time.
+        if resizes {
+            self.attachments.resized(VolumeId::new(volume.id), volume.size_bytes).await?;
+        }
         info!(
             volume = volume.name,
             id = volume.id,
@@ -291,23 +302,29 @@ impl Pando for Service {
 
     async fn attach_volume(
         &self,
-        _request: Request<AttachVolumeRequest>,
+        request: Request<AttachVolumeRequest>,
     ) -> Answer<AttachVolumeResponse> {
-        Err(Error::new(ErrorKind::Unsupported, "this pandod makes no block devices").into())
+        let request = request.into_inner();
+        let wish = Wish::from_request(&request)?;
+        let id = self.resolve(request.volume).await?.id;
+        let attachment = self.attachments.attach(id, wish).await?;
+        Ok(Response::new(AttachVolumeResponse { attachment: Some(attachment) }))
     }
 
     async fn detach_volume(
         &self,
-        _request: Request<DetachVolumeRequest>,
+        request: Request<DetachVolumeRequest>,
     ) -> Answer<DetachVolumeResponse> {
-        Err(Error::new(ErrorKind::Unsupported, "this pandod makes no block devices").into())
+        let id = self.resolve(request.into_inner().volume).await?.id;
+        self.attachments.detach(id).await?;
+        Ok(Response::new(DetachVolumeResponse {}))
     }
 
     async fn list_attachments(
         &self,
         _request: Request<ListAttachmentsRequest>,
     ) -> Answer<ListAttachmentsResponse> {
-        Ok(Response::new(ListAttachmentsResponse { attachments: Vec::new() }))
+        Ok(Response::new(ListAttachmentsResponse { attachments: self.attachments.list() }))
     }
 }
 

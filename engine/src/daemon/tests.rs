@@ -40,6 +40,7 @@ impl Home {
         let mut config = Config::for_pool(dir.path().join("pool"));
         config.socket = dir.path().join("run/pando.sock");
         config.nbd_dir = dir.path().join("nbd");
+        config.devices_dir = dir.path().join("devices");
         config.cache_bytes = 8 * MIB;
         config.shards = 2;
         config.validate().unwrap();

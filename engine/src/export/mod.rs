@@ -3,7 +3,10 @@
 //! ```text
 //! daemon -- implements --> ExportSource (names -> BlockDevice)
 //!                              ^
-//!                    nbd/ -----'
+//!          nbd/ ---------------+   a server for clients of any kind
+//!          ublk/ --------------+
+//!          nbd_device/ --------+   block devices of this machine: driver.rs
+//!          fuse/ + loopdev ----'
 //! ```
 //!
 //! An export sees volumes through [`crate::device::BlockDevice`] alone and never names the pool.
@@ -15,9 +18,17 @@ use crate::device::BlockDevice;
 use crate::disk::LocalFuture;
 use crate::error::{Error, ErrorKind, Result};
 
+#[cfg(feature = "daemon")]
+pub mod driver;
+#[cfg(feature = "daemon")]
+pub mod fuse;
 pub mod nbd;
+#[cfg(feature = "daemon")]
+pub mod nbd_device;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(feature = "daemon")]
+pub mod ublk;
 
 /// A volume that was opened for one connection.
 pub struct Export {
