@@ -7,6 +7,7 @@
 //! nbd      a blocking client of its own, also for requests that no good client sends
 //! tools    programs of others: nbdcopy, qemu-io, fio, e2fsck
 //! noise    bytes that say where they belong
+//! vm       a virtual machine, and a suite that runs inside
 //! ```
 //!
 //! The programs are those in the directory of the test's own executable: `make test` builds them
@@ -19,6 +20,7 @@ pub mod nbd;
 pub mod noise;
 pub mod system;
 pub mod tools;
+pub mod vm;
 
 pub use cli::Cli;
 pub use nbd::Nbd;
