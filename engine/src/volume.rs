@@ -1,11 +1,14 @@
 //! L6: a volume as a block device. Splits requests at block edges: whole blocks go straight to
 //! fresh blocks; a partly covered block is read, merged and redirected, and merged again if it
-//! has changed meanwhile, so that of two racing writes to one block neither is lost.
+//! has changed meanwhile, so that of two racing writes to one block neither is lost. Requests wait
+//! here for the limits of the volume, before anything is done for them; flushes never do.
+
+use std::sync::Arc;
 
 use crate::device::{BlockDevice, MappedRun, ReadData, ZeroFlags, check_payload, check_range};
 use crate::disk::{Buf, LocalFuture};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::{Outcome, Pool};
+use crate::pool::{Outcome, Pool, Throttle};
 use crate::units::{
     BLOCK_BYTES, BLOCK_SIZE, BlockNo, Lba, VolumeId, blocks_for, to_u32, to_u64, to_usize,
 };
@@ -17,6 +20,7 @@ const ZERO_CHUNK_BLOCKS: u64 = 256;
 pub struct Volume {
     pool: Pool,
     id: VolumeId,
+    throttle: Arc<Throttle>,
 }
 
 /// The part of a block that a request covers.
@@ -33,8 +37,15 @@ impl Volume {
     /// # Errors
     /// `NotFound`.
     pub fn open(pool: &Pool, id: VolumeId) -> Result<Self> {
-        pool.get(id)?;
-        Ok(Self { pool: pool.clone(), id })
+        let throttle = pool.throttle(id)?;
+        Ok(Self { pool: pool.clone(), id, throttle })
+    }
+
+    /// Lets a request that moves `bytes` pass when the limits of the volume allow it.
+    async fn pass(&self, bytes: u64) {
+        if self.throttle.is_limited() {
+            self.throttle.pass(self.pool.disk().as_ref(), bytes).await;
+        }
     }
 
     fn size(&self) -> Result<(u64, bool)> {
@@ -173,19 +184,32 @@ impl BlockDevice for Volume {
     }
 
     fn read(&self, offset: u64, len: u32) -> LocalFuture<'_, Result<ReadData>> {
-        Box::pin(self.do_read(offset, len))
+        Box::pin(async move {
+            self.pass(len.into()).await;
+            self.do_read(offset, len).await
+        })
     }
 
     fn write(&self, offset: u64, len: u32, buf: Buf, fua: bool) -> LocalFuture<'_, Result<()>> {
-        Box::pin(self.do_write(offset, len, buf, fua))
+        Box::pin(async move {
+            self.pass(len.into()).await;
+            self.do_write(offset, len, buf, fua).await
+        })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
-        Box::pin(self.do_write_zeroes(offset, len, flags))
+        Box::pin(async move {
+            // What is unmapped moves no bytes, and counts as one request.
+            self.pass(if flags.no_hole { len } else { 0 }).await;
+            self.do_write_zeroes(offset, len, flags).await
+        })
     }
 
     fn discard(&self, offset: u64, len: u64, fua: bool) -> LocalFuture<'_, Result<()>> {
-        Box::pin(self.do_discard(offset, len, fua))
+        Box::pin(async move {
+            self.pass(0).await;
+            self.do_discard(offset, len, fua).await
+        })
     }
 
     fn flush(&self) -> LocalFuture<'_, Result<()>> {

@@ -3,9 +3,11 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::clock::{blocking_sleep, real_now};
 use super::file::PoolFile;
-use super::{Buf, Disk, LocalFuture};
+use super::{Buf, Clock, Disk, LocalFuture};
 use crate::error::{Error, Result};
 use crate::units::{BlockNo, to_u64};
 
@@ -74,6 +76,16 @@ impl BlockingDisk {
         let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(self.file.fd(), flags, offset, len)
             .map_err(|e| self.file.failed("discard", at, e.into()))
+    }
+}
+
+impl Clock for BlockingDisk {
+    fn now(&self) -> Duration {
+        real_now()
+    }
+
+    fn sleep(&self, time: Duration) -> LocalFuture<'_, ()> {
+        blocking_sleep(time)
     }
 }
 

@@ -6,10 +6,12 @@ use std::future::ready;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::{Buf, Disk, LocalFuture, RingMemory};
+use super::clock::{blocking_sleep, real_now};
+use super::{Buf, Clock, Disk, LocalFuture, RingMemory};
 use crate::error::{Error, Result};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, to_u64, to_usize};
 
@@ -137,6 +139,16 @@ impl Content {
 
 fn split(block: u64) -> (usize, usize) {
     (to_usize(block / CHUNK_BLOCKS), to_usize(block % CHUNK_BLOCKS) * BLOCK_SIZE)
+}
+
+impl Clock for MemDisk {
+    fn now(&self) -> Duration {
+        real_now()
+    }
+
+    fn sleep(&self, time: Duration) -> LocalFuture<'_, ()> {
+        blocking_sleep(time)
+    }
 }
 
 impl Disk for MemDisk {

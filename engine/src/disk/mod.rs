@@ -7,6 +7,7 @@
 
 pub mod blocking;
 pub mod buffer;
+pub mod clock;
 pub mod executor;
 pub mod file;
 pub mod mapped;
@@ -24,13 +25,14 @@ use std::pin::Pin;
 use crate::error::Result;
 use crate::units::BlockNo;
 pub use buffer::Buf;
+pub use clock::Clock;
 pub use file::{Allocate, PoolFile};
 
 /// A boxed future of one thread. One small allocation for an I/O that costs microseconds.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
-/// The narrow waist to the device. All lengths are whole blocks.
-pub trait Disk {
+/// The narrow waist to the device, with the time of its thread. All lengths are whole blocks.
+pub trait Disk: Clock {
     /// Length of the device in bytes (a block device or a regular file).
     fn len_bytes(&self) -> u64;
 

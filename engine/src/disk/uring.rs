@@ -4,9 +4,10 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::clock::real_now;
 use super::executor::end_of_turn;
 use super::file::PoolFile;
-use super::{Buf, Disk, LocalFuture, reactor};
+use super::{Buf, Clock, Disk, LocalFuture, reactor};
 use crate::error::{Error, Result};
 use crate::units::{BlockNo, to_u64};
 
@@ -68,6 +69,16 @@ impl UringDisk {
         };
         self.sync_time.set((self.sync_time.get() * 7 + start.elapsed()) / 8);
         result
+    }
+}
+
+impl Clock for UringDisk {
+    fn now(&self) -> Duration {
+        real_now()
+    }
+
+    fn sleep(&self, time: Duration) -> LocalFuture<'_, ()> {
+        Box::pin(reactor::sleep(time))
     }
 }
 

@@ -37,7 +37,7 @@ fn info(volume: &Volume) -> VolumeInfo {
     }
 }
 
-fn no_volume(what: impl std::fmt::Display) -> Error {
+pub(super) fn no_volume(what: impl std::fmt::Display) -> Error {
     Error::new(
         ErrorKind::NotFound,
         format!("no volume or snapshot {what}; `pando volume list` shows all"),
@@ -235,6 +235,7 @@ impl Pool {
                 Ok((Some(record), ()))
             })
             .await?;
+        self.update_throttle(id);
         self.commit(seqno).await?;
         self.get(id)
     }
@@ -250,6 +251,7 @@ impl Pool {
                 Ok((Some(Record::Delete(id)), ()))
             })
             .await?;
+        self.update_throttle(id);
         self.core.want_checkpoint();
         self.commit(seqno).await
     }

@@ -9,6 +9,7 @@
 //! ```
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
+use super::throttle::Throttle;
 use super::types::PoolCounters;
 use super::write::Gather;
 use crate::checkpoint::Checkpointer;
@@ -23,7 +25,7 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::Journal;
 use crate::state::State;
-use crate::units::{Generation, Seqno};
+use crate::units::{Generation, Seqno, VolumeId};
 
 /// How a pool is opened.
 #[derive(Clone, Debug)]
@@ -64,6 +66,8 @@ pub(crate) struct Inner {
     pub catalogue_blocks: u64,
     /// Roots and nodes waiting to give up their children.
     pub drops_pending: u64,
+    /// Of volumes that have been opened as a device and exist.
+    pub throttles: BTreeMap<VolumeId, Arc<Throttle>>,
 }
 
 /// Counters, incremented without a lock.

@@ -1,5 +1,6 @@
 //! Making a pool out of a file or device.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -189,6 +190,7 @@ pub(super) fn core_of(
         closing: false,
         catalogue_blocks: to_u64(checkpointer.catalogue_blocks.len()),
         drops_pending: to_u64(checkpointer.drops.len()),
+        throttles: BTreeMap::new(),
     };
     Ok(Arc::new(Core::new(inner, checkpointer, options)))
 }

@@ -22,6 +22,9 @@ mod space_report;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod throttle;
+#[cfg(test)]
+mod throttle_tests;
 mod types;
 mod walk;
 #[cfg(test)]
@@ -34,6 +37,7 @@ pub use check::{CheckReport, FINDINGS_MAX, Finding, FindingKind, check_offline};
 pub use create::FormatOptions;
 pub use dump::dump_offline;
 pub use scrub::{ScrubError, ScrubStep};
+pub(crate) use throttle::Throttle;
 pub use types::{
     ChangedRun, CreateVolume, IoLimits, ModifyVolume, PoolCounters, PoolStatus, Source,
     SpaceReport, VolumeInfo,

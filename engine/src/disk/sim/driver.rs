@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use slab::Slab;
@@ -13,9 +14,10 @@ use super::cut::{Piece, Stage};
 use super::fault::{Effect, FaultOp, Faults};
 use super::image::{ALL_SECTORS, Bytes, Image, touched};
 use super::rng::Rng;
+use super::timer::{Sleep, Timers};
 use super::{SimImage, SimOptions};
 use crate::disk::executor::{Driver, Parked, Unpark};
-use crate::disk::{Buf, Disk, LocalFuture};
+use crate::disk::{Buf, Clock, Disk, LocalFuture};
 use crate::error::{Error, Result};
 use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
 
@@ -72,6 +74,7 @@ pub(super) struct State {
     pub(super) halted: bool,
     pub(super) faults: Faults,
     pub(super) trace: u64,
+    pub(super) timers: Timers,
 }
 
 impl State {
@@ -92,6 +95,7 @@ impl State {
             halted: false,
             faults: Faults::default(),
             trace: 0,
+            timers: Timers::default(),
         }
     }
 
@@ -170,9 +174,20 @@ impl State {
         }
     }
 
-    /// Completes one I/O, or lets the power fail. Returns whom to wake.
+    /// Completes one I/O, or lets the power fail; without any, time passes. Returns whom to wake.
+    fn go_on(&mut self) -> Vec<Waker> {
+        let mut woken = Vec::new();
+        if self.in_flight.is_empty() {
+            let leapt = self.timers.leap(&mut woken);
+            assert!(leapt, "deadlock: every task waits, but not for I/O or time");
+        } else {
+            woken.extend(self.complete_one());
+            self.timers.io_completed(&mut woken);
+        }
+        woken
+    }
+
     fn complete_one(&mut self) -> Option<Waker> {
-        assert!(!self.in_flight.is_empty(), "deadlock: every task waits and no I/O is under way");
         let chosen = if self.options.reorder {
             crate::units::to_usize(self.rng.below(to_u64(self.in_flight.len())))
         } else {
@@ -344,6 +359,16 @@ impl Drop for Waiting<'_> {
     }
 }
 
+impl Clock for Handle {
+    fn now(&self) -> Duration {
+        self.state.lock().timers.now()
+    }
+
+    fn sleep(&self, time: Duration) -> LocalFuture<'_, ()> {
+        Box::pin(Sleep::new(&self.state, time))
+    }
+}
+
 impl Disk for Handle {
     fn len_bytes(&self) -> u64 {
         self.state.lock().len_bytes()
@@ -435,7 +460,7 @@ impl Disk for Handle {
     }
 }
 
-/// Delivers one completion whenever nothing else is to be done.
+/// Delivers one completion, or lets time pass, whenever nothing else is to be done.
 pub struct SimDriver {
     state: Arc<Mutex<State>>,
 }
@@ -453,8 +478,8 @@ impl Driver for SimDriver {
         if self.halted() {
             return Parked::Halted;
         }
-        let waker = self.state.lock().complete_one();
-        if let Some(waker) = waker {
+        let woken = self.state.lock().go_on();
+        for waker in woken {
             waker.wake();
         }
         Parked::Awake

@@ -8,7 +8,7 @@
 //!                                                                                   durable
 //! ```
 //! * I/O completes when the executor has nothing else to do, one at a time, in an order that the
-//!   seed chooses.
+//!   seed chooses. Time passes then, and else only when there is nothing to do but to wait for it.
 //! * A sync makes durable what was *delivered* before it was asked for, and no more.
 //! * The power fails at a given event ([`SimDisk::set_cut_at`]). The run then ends at once, and
 //!   [`SimDisk::image_after_cut`] makes any number of images that the disk could hold now, by
@@ -25,6 +25,7 @@ mod ring;
 mod rng;
 #[cfg(test)]
 mod tests;
+mod timer;
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::*;
 use crate::disk::Buf;
@@ -278,4 +279,32 @@ fn growth_is_durable_with_the_next_sync() {
 #[should_panic(expected = "deadlock")]
 fn a_deadlock_is_told() {
     new_disk(1).run(std::future::pending::<()>());
+}
+
+#[test]
+fn time_passes_when_nothing_else_is_to_be_done() {
+    let sim = new_disk(1);
+    let disk = sim.disk();
+    let order = Rc::new(RefCell::new(Vec::new()));
+    sim.run(async {
+        for (name, millis) in [("b", 2), ("c", 5000), ("a", 1)] {
+            let (disk, order) = (Rc::clone(&disk), Rc::clone(&order));
+            spawn_local(async move {
+                disk.sleep(Duration::from_millis(millis)).await;
+                order.borrow_mut().push(name);
+            });
+        }
+        write(&disk, 1, 11).await;
+        assert!(disk.now() < Duration::from_millis(1), "an I/O is short");
+        // A sleep that is given up moves nothing.
+        drop(disk.sleep(Duration::from_secs(1)));
+        disk.sleep(Duration::from_secs(4)).await;
+        assert_eq!(*order.borrow(), ["a", "b"]);
+        // I/O that goes on and on does not stop the time.
+        while order.borrow().len() < 3 {
+            write(&disk, 1, 12).await;
+        }
+        assert_eq!(disk.now().as_secs(), 5);
+    })
+    .unwrap();
 }

@@ -1,0 +1,90 @@
+//! Simulated time: it passes when I/O completes, a little each time, and in one leap to the next
+//! moment that somebody waits for when there is no I/O. So it depends on the seed alone.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::driver::State;
+
+/// What each I/O takes, one after another.
+const IO_TIME: Duration = Duration::from_micros(20);
+
+/// Who waits for which moment; the number tells those of one moment apart.
+type Key = (Duration, u64);
+
+/// The clock of a simulated disk.
+#[derive(Default)]
+pub(super) struct Timers {
+    now: Duration,
+    next: u64,
+    waiting: BTreeMap<Key, Waker>,
+}
+
+impl Timers {
+    pub(super) const fn now(&self) -> Duration {
+        self.now
+    }
+
+    /// An I/O has completed. Whoever is to be woken is appended to `woken`.
+    pub(super) fn io_completed(&mut self, woken: &mut Vec<Waker>) {
+        self.now += IO_TIME;
+        self.take_due(woken);
+    }
+
+    /// Nothing else is to be done: leaps to the next moment. False if nobody waits for any.
+    pub(super) fn leap(&mut self, woken: &mut Vec<Waker>) -> bool {
+        let Some((&(due, _), _)) = self.waiting.first_key_value() else { return false };
+        self.now = self.now.max(due);
+        self.take_due(woken);
+        true
+    }
+
+    fn take_due(&mut self, woken: &mut Vec<Waker>) {
+        while let Some(first) = self.waiting.first_entry()
+            && first.key().0 <= self.now
+        {
+            woken.push(first.remove());
+        }
+    }
+}
+
+/// Waits for a moment.
+pub(super) struct Sleep<'a> {
+    state: &'a Mutex<State>,
+    key: Key,
+}
+
+impl<'a> Sleep<'a> {
+    pub(super) fn new(state: &'a Mutex<State>, time: Duration) -> Self {
+        let timers = &mut state.lock().timers;
+        timers.next += 1;
+        Self { state, key: (timers.now.saturating_add(time), timers.next) }
+    }
+}
+
+impl Future for Sleep<'_> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if state.halted {
+            return Poll::Pending;
+        }
+        if self.key.0 <= state.timers.now {
+            return Poll::Ready(());
+        }
+        state.timers.waiting.insert(self.key, context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep<'_> {
+    fn drop(&mut self) {
+        self.state.lock().timers.waiting.remove(&self.key);
+    }
+}
