@@ -41,7 +41,8 @@ const FORBIDDEN: [(&str, &str); 7] = [
     ("state", "journal"),
 ];
 /// Where `unsafe` may be.
-const UNSAFE: [&str; 4] = [
+const UNSAFE: [&str; 5] = [
+    "csi/src/node/sys.rs",
     "engine/src/disk/file.rs",
     "engine/src/disk/mapped.rs",
     "engine/src/disk/reactor/mod.rs",
@@ -170,7 +171,7 @@ fn unsafe_stays_where_it_is() {
         };
         if code(&text).any(unsafely) && !UNSAFE.contains(&name.as_str()) && name != "tests/tidy.rs"
         {
-            writeln!(breaches, "{name}: unsafe; the kernel is met in disk/").expect("text grows");
+            writeln!(breaches, "{name}: unsafe; the kernel is met in disk/ and node/sys").expect("text grows");
         }
     }
     report(&breaches);

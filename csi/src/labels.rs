@@ -24,6 +24,11 @@ pub const CLAIM: &str = "csi.pando.dev/claim";
 pub const GROUP: &str = "csi.pando.dev/group";
 /// [`DONE`]: the file system of a clone has an identity of its own. Written by the node.
 pub const IDENTITY: &str = "csi.pando.dev/identity";
+/// [`TRUE`]: the node began to format the volume and has not finished. What is on it may be
+/// formatted again.
+pub const FORMATTING: &str = "csi.pando.dev/formatting";
+/// [`TRUE`]: the node froze its file system and has not thawed it yet.
+pub const FROZEN: &str = "csi.pando.dev/frozen";
 
 /// Value of [`ACCESS`]: a file system is mounted from it.
 pub const ACCESS_MOUNT: &str = "mount";

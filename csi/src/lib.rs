@@ -20,7 +20,7 @@
 //! * A call that finds another one at work on its object answers ABORTED ([`locks`]).
 //! * Errors of the daemon become CSI's by one table ([`daemon`]); nothing else of them passes.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![expect(dead_code, reason = "the services that use the parts come next")]
 
 mod adapter;
@@ -39,3 +39,17 @@ mod server;
 mod validate;
 
 pub use server::{init_log, run};
+
+use std::process::ExitCode;
+
+/// Whether the program is to be the guard of a file system that is frozen ([`freeze_guard`]).
+#[must_use]
+pub fn is_freeze_guard() -> bool {
+    std::env::args_os().nth(1).is_some_and(|first| first == node::freeze::GUARD)
+}
+
+/// Holds a file system frozen as long as the adapter that started this process wants.
+#[must_use]
+pub fn freeze_guard() -> ExitCode {
+    node::freeze::guard()
+}

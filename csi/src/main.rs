@@ -80,6 +80,10 @@ fn run(args: Args) -> Result<()> {
 }
 
 fn main() -> ExitCode {
+    // Not an option for people: the adapter starts itself so.
+    if pando_csi::is_freeze_guard() {
+        return pando_csi::freeze_guard();
+    }
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

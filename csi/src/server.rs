@@ -26,7 +26,7 @@ use tracing_subscriber::EnvFilter;
 use crate::adapter::Adapter;
 use crate::config::{Config, Log, LogFormat};
 use crate::identity::IdentityService;
-use crate::node::NodeService;
+use crate::node::{NodeService, freeze};
 use crate::proto::csi::identity_server::IdentityServer;
 use crate::proto::csi::node_server::NodeServer;
 use crate::proto::registration::registration_server::RegistrationServer;
@@ -84,6 +84,8 @@ async fn serve(config: Config) -> Result<()> {
     let (stopping, stopped) = watch::channel(false);
     let mut csi = tokio::spawn(serve_csi(Arc::clone(&adapter), stopped.clone()));
     let mut registration = tokio::spawn(serve_registration(Arc::clone(&adapter), stopped));
+    let left = Arc::clone(&adapter);
+    tokio::spawn(async move { freeze::thaw_left(&left).await });
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),

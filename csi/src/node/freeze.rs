@@ -1,11 +1,228 @@
-//! Freezing of a mounted file system while it is cloned.
+//! Freezing a mounted file system while it is cloned, so that the copy is clean: nothing in it has
+//! to be recovered. A file system that stays frozen stops its pods for good, so the end of it does
+//! not depend on this process.
+//!
+//! ```text
+//!  adapter                     guard: pando-csi freeze-guard
+//!  label "frozen" on the volume
+//!    |------ starts ---------->  stdin: root of the file system, stdout: a socket
+//!    |                           FIFREEZE
+//!    |<----- F ----------------
+//!  the clone                     waits: end of the socket, a signal, or the limit
+//!    |------ end of socket --->  FITHAW
+//!    |<----- T, or L: late ----
+//!  label off
+//! ```
+//!
+//! However the adapter ends, the kernel closes its end of the socket and the guard thaws. If both
+//! are killed at once, as when their container is, the label tells the next adapter to thaw. What
+//! somebody else has frozen carries no label and is left alone.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use pando_proto::v1;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{sleep, timeout};
 use tonic::Status;
 
-/// Runs `work` while the file system that is mounted from `device` is frozen, if one is.
+use crate::adapter::Adapter;
+use crate::labels;
+
+use super::device::Device;
+use super::stage::set_label;
+use super::{blocking, mountinfo};
+
+/// Argument with which the program is the guard.
+pub(crate) const GUARD: &str = "freeze-guard";
+/// Time to write out what the file system holds in memory.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+/// Time for what is done meanwhile, which takes milliseconds.
+const WORK_LIMIT: Duration = Duration::from_secs(10);
+/// Longest time that a file system stays frozen, whatever the adapter does.
+const GUARD_LIMIT: Duration = Duration::from_secs(20);
+/// Pause before frozen file systems are looked for again, when the daemon did not answer.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// What the guard says: frozen; thawed; it was thawed before it was asked to; it cannot freeze.
+const FROZEN: u8 = b'F';
+const THAWED: u8 = b'T';
+const LATE: u8 = b'L';
+const REFUSED: u8 = b'E';
+
+/// Runs `work` while the file system that is mounted from the device is frozen. If none is
+/// mounted there is nothing to freeze.
 ///
 /// # Errors
-/// It cannot be frozen or thawed.
-pub(crate) async fn frozen<T>(_device: &str, _work: impl Future<Output = T>) -> Result<T, Status> {
-    Err(Status::failed_precondition("freeze: this pando-csi cannot freeze file systems"))
+/// `ABORTED`: it is frozen already; `INTERNAL`: it cannot be frozen; `UNAVAILABLE`: it did not
+/// stay frozen until `work` was done, and what `work` made is no clean copy.
+pub(crate) async fn frozen<T>(
+    adapter: &Adapter,
+    attachment: &v1::Attachment,
+    work: impl Future<Output = T>,
+) -> Result<T, Status> {
+    let volume = attachment.volume_id;
+    let device = Device::verify(attachment, volume)?;
+    let _one = adapter.locks.lock(key(volume))?;
+    let Some(root) = blocking(move || mounted_root(&device)).await? else { return Ok(work.await) };
+    set_label(adapter, volume, labels::FROZEN, labels::TRUE).await?;
+    let result = guarded(root, work).await;
+    // The file system is thawed, or soon will be: the guard sees to it. If this fails, the next
+    // start of an adapter finds nothing frozen.
+    if let Err(why) = set_label(adapter, volume, labels::FROZEN, "").await {
+        tracing::warn!(volume, why = why.message(), "a volume keeps the label of being frozen");
+    }
+    result
+}
+
+fn key(volume: u64) -> String {
+    format!("freeze {volume}")
+}
+
+/// Opens the root of the file system that is mounted from a device.
+fn mounted_root(device: &Device) -> Result<Option<OwnedFd>, Status> {
+    let mounts = mountinfo::mounts().map_err(|error| Status::internal(error.to_string()))?;
+    let mount = mounts.into_iter().find(|mount| mount.is_of(&device.path, device.number));
+    let Some(mount) = mount else { return Ok(None) };
+    let path = Path::new(std::ffi::OsStr::from_bytes(&mount.point)).to_owned();
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let flags = i32::try_from(flags.bits()).unwrap_or_default();
+    let failed = |error: &dyn std::fmt::Display| {
+        Status::internal(format!("cannot freeze {}: {error}", path.display()))
+    };
+    let root = File::options().read(true).custom_flags(flags).open(&path);
+    let root = OwnedFd::from(root.map_err(|error| failed(&error))?);
+    // Something may have been mounted over it: only what was found is frozen.
+    let here = mountinfo::mount_id(root.as_fd()).map_err(|error| failed(&error))?;
+    if here == mount.id { Ok(Some(root)) } else { Err(failed(&"its mount is covered by another")) }
+}
+
+/// Runs `work` while a guard holds the file system frozen.
+async fn guarded<T>(root: OwnedFd, work: impl Future<Output = T>) -> Result<T, Status> {
+    let failed = |error: io::Error| Status::internal(format!("freeze: {error}"));
+    let (mut guard, mut socket) = start(root).map_err(failed)?;
+    match timeout(FREEZE_LIMIT, socket.read_u8()).await {
+        Ok(Ok(FROZEN)) => {}
+        Ok(Ok(REFUSED)) => {
+            let errno = Errno::from_raw_os_error(socket.read_i32().await.map_err(failed)?);
+            let text = format!("the file system cannot be frozen: {errno}");
+            let busy = errno == Errno::BUSY;
+            return Err(if busy { Status::aborted(text) } else { Status::internal(text) });
+        }
+        Ok(answer) => {
+            return Err(Status::internal(format!("the guard of a freeze has ended: {answer:?}")));
+        }
+        Err(_) => {
+            let seconds = FREEZE_LIMIT.as_secs();
+            let text = format!("the file system is not written out after {seconds} s");
+            return Err(Status::unavailable(text));
+        }
+    }
+    let result = timeout(WORK_LIMIT, work).await;
+    socket.shutdown().await.map_err(failed)?;
+    let kept = timeout(GUARD_LIMIT, socket.read_u8()).await;
+    drop(socket);
+    guard.wait().await.map_err(failed)?;
+    match (result, kept) {
+        (Ok(result), Ok(Ok(THAWED))) => Ok(result),
+        _ => Err(Status::unavailable("the file system did not stay frozen long enough")),
+    }
+}
+
+/// Starts the guard of a file system: this program once more, whatever its file is by now.
+fn start(root: OwnedFd) -> io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let guard = Command::new("/proc/self/exe")
+        .arg(GUARD)
+        .stdin(Stdio::from(root))
+        .stdout(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()?;
+    Ok((guard, UnixStream::from_std(ours)?))
+}
+
+/// The guard: freezes the file system of its standard input, and thaws it when the other end of
+/// the socket that is its standard output closes, on a signal, or when it takes too long.
+pub(crate) fn guard() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.and_then(|runtime| runtime.block_on(keep_frozen())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+async fn keep_frozen() -> io::Result<()> {
+    let root = io::stdin().as_fd().try_clone_to_owned()?;
+    let socket = io::stdout().as_fd().try_clone_to_owned()?;
+    let socket = std::os::unix::net::UnixStream::from(socket);
+    socket.set_nonblocking(true)?;
+    let mut socket = UnixStream::from_std(socket)?;
+    // From here on no signal that asks for the end leaves the file system frozen.
+    let mut asked = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
+        .map(signal)
+        .into_iter()
+        .collect::<io::Result<Vec<_>>>()?;
+    if let Err(errno) = super::sys::freeze(&root) {
+        socket.write_u8(REFUSED).await?;
+        return socket.write_i32(errno.raw_os_error()).await;
+    }
+    // Whether anybody listens is seen when reading.
+    let _told = socket.write_u8(FROZEN).await;
+    let mut rest = [0; 1];
+    let signals =
+        futures_util::future::select_all(asked.iter_mut().map(|one| Box::pin(one.recv())));
+    let in_time = tokio::select! {
+        _ = socket.read(&mut rest) => true,
+        _ = signals => false,
+        () = sleep(GUARD_LIMIT) => false,
+    };
+    let thawed = super::sys::thaw(&root);
+    let answer = if in_time && thawed.is_ok() { THAWED } else { LATE };
+    socket.write_u8(answer).await
+}
+
+/// Thaws what an adapter that was killed together with its guard has left frozen. Called at the
+/// start; returns when the daemon has answered.
+pub(crate) async fn thaw_left(adapter: &Adapter) {
+    while let Err(why) = thaw_labelled(adapter).await {
+        tracing::debug!(why = why.message(), "cannot look for frozen file systems yet");
+        sleep(PAUSE).await;
+    }
+}
+
+async fn thaw_labelled(adapter: &Adapter) -> Result<(), Status> {
+    let frozen =
+        std::collections::BTreeMap::from([(labels::FROZEN.to_owned(), labels::TRUE.to_owned())]);
+    let mut request =
+        v1::ListVolumesRequest { labels: frozen, ..v1::ListVolumesRequest::default() };
+    loop {
+        let page = adapter.daemon.list(request.clone()).await?;
+        let live = adapter.daemon.attachments().await?;
+        for volume in page.volumes {
+            // One that is being frozen now is not left over.
+            let Ok(_one) = adapter.locks.lock(key(volume.id)) else { continue };
+            let device = live.iter().find(|attachment| attachment.volume_id == volume.id);
+            if let Some(device) = device.and_then(|found| Device::verify(found, volume.id).ok()) {
+                let root = blocking(move || mounted_root(&device)).await?;
+                let thawed = root.map(|root| super::sys::thaw(&root));
+                tracing::warn!(volume = volume.name, ?thawed, "thaws what was left frozen");
+            }
+            set_label(adapter, volume.id, labels::FROZEN, "").await?;
+        }
+        if page.next_page_token.is_empty() {
+            return Ok(());
+        }
+        request.page_token = page.next_page_token;
+    }
 }

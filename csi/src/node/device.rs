@@ -1,0 +1,263 @@
+//! The block device that a volume is, and the proof that it is that one.
+//!
+//! A path proves nothing: the number of a device is used again, for another volume. So before each
+//! use three views are compared: what the daemon says, the node in `/dev`, and the identity of the
+//! volume that the kernel shows for the device (docs/PROTOCOLS.md).
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use pando_proto::v1;
+use rustix::fs::{Dev, FileType, Mode, OFlags, Stat, fstat, makedev, open};
+use tonic::Status;
+
+use crate::adapter::Adapter;
+use crate::daemon::by_number;
+use crate::labels;
+
+use super::mountinfo::Mount;
+
+/// Bytes of a file of sysfs that are looked at.
+const SHOWN_BYTES_MAX: usize = 4096;
+/// Bytes of a sector in sysfs, whatever the device's own sectors are.
+const SYSFS_SECTOR_BYTES: u64 = 512;
+
+/// A device that was verified.
+#[derive(Clone, Debug)]
+pub(crate) struct Device {
+    /// For example `/dev/loop3`.
+    pub(crate) path: PathBuf,
+    /// Its number.
+    pub(crate) number: Dev,
+    /// The volume that it is.
+    pub(crate) volume: u64,
+}
+
+impl Device {
+    /// Verifies what the daemon says of the device of `volume`.
+    ///
+    /// # Errors
+    /// `INTERNAL`: something else is there.
+    pub(crate) fn verify(attachment: &v1::Attachment, volume: u64) -> Result<Self, Status> {
+        let device = Self {
+            path: PathBuf::from(&attachment.device),
+            number: makedev(attachment.major, attachment.minor),
+            volume,
+        };
+        let identity = &attachment.identity;
+        if attachment.volume_id != volume || !names(identity, volume) {
+            return Err(device.refused(&format!("pandod says it is {identity:?}")));
+        }
+        device.node()?;
+        let kernel = shown_identity(attachment.kind(), device.number);
+        match kernel {
+            Ok(kernel) if kernel == *identity => Ok(device),
+            Ok(kernel) => Err(device.refused(&format!("the kernel says it is {kernel:?}"))),
+            Err(error) => {
+                Err(device.refused(&format!("the kernel does not say what it is: {error}")))
+            }
+        }
+    }
+
+    /// The node in `/dev`, opened for naming.
+    ///
+    /// # Errors
+    /// `INTERNAL`: it is not the node of this device.
+    pub(crate) fn node(&self) -> Result<OwnedFd, Status> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let node = open(&self.path, flags, Mode::empty());
+        let node = node.map_err(|errno| self.refused(&errno.to_string()))?;
+        let found = fstat(&node).map_err(|errno| self.refused(&errno.to_string()))?;
+        if self.is(&found) { Ok(node) } else { Err(self.refused("the node is another device")) }
+    }
+
+    /// Whether what was found is a node of this device.
+    pub(crate) fn is(&self, found: &Stat) -> bool {
+        let block = FileType::from_raw_mode(found.st_mode) == FileType::BlockDevice;
+        block && found.st_rdev == self.number
+    }
+
+    /// Bytes that the kernel believes it to have.
+    ///
+    /// # Errors
+    /// `INTERNAL`: the kernel does not tell.
+    pub(crate) fn size_bytes(&self) -> Result<u64, Status> {
+        let text = read(&sysfs(self.number, "size"));
+        let text = text.map_err(|error| self.refused(&format!("size: {error}")))?;
+        let sectors: Option<u64> = text.parse().ok();
+        let bytes = sectors.and_then(|sectors| sectors.checked_mul(SYSFS_SECTOR_BYTES));
+        bytes.ok_or_else(|| self.refused(&format!("size {text:?}")))
+    }
+
+    /// Whether a mount is of the file system on this device, or of its node.
+    pub(crate) fn carries(&self, mount: &Mount) -> bool {
+        mount.is_of(&self.path, self.number) || mount.is_node(&self.path)
+    }
+
+    fn refused(&self, why: &str) -> Status {
+        let path = self.path.display();
+        Status::internal(format!("{path} is not the device of volume {}: {why}", self.volume))
+    }
+}
+
+/// Makes the volume a device, or finds that it is one, and verifies it.
+///
+/// # Errors
+/// What the daemon says; `INTERNAL`: the device is another one.
+pub(crate) async fn attach(adapter: &Adapter, volume: &v1::Volume) -> Result<Device, Status> {
+    let request = v1::AttachVolumeRequest {
+        volume: Some(by_number(volume.id)),
+        kind: wanted_kind(&volume.labels)?.into(),
+        read_only: false,
+        sector_bytes: 0,
+    };
+    let attachment = adapter.daemon.attach(request).await?;
+    Device::verify(&attachment, volume.id)
+}
+
+/// The kind of device that a volume was asked with.
+fn wanted_kind(of_volume: &BTreeMap<String, String>) -> Result<v1::DeviceKind, Status> {
+    match of_volume.get(labels::DEVICE_KIND).map(String::as_str) {
+        None | Some("" | "auto") => Ok(v1::DeviceKind::Unspecified),
+        Some("ublk") => Ok(v1::DeviceKind::Ublk),
+        Some("nbd") => Ok(v1::DeviceKind::Nbd),
+        Some("loop") => Ok(v1::DeviceKind::Loop),
+        Some(other) => Err(Status::failed_precondition(format!(
+            "label {}: {other:?} is no kind of device",
+            labels::DEVICE_KIND
+        ))),
+    }
+}
+
+/// Whether `identity` is `pando-<uuid of a pool>-<volume>`.
+fn names(identity: &str, volume: u64) -> bool {
+    let pool = identity.strip_prefix("pando-").and_then(|rest| rest.rsplit_once('-'));
+    pool.is_some_and(|(pool, number)| !pool.is_empty() && number == volume.to_string())
+}
+
+fn sysfs(number: Dev, file: &str) -> PathBuf {
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    Path::new("/sys/dev/block").join(format!("{major}:{minor}")).join(file)
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    let text = std::fs::read(path)?;
+    let text = text.get(..SHOWN_BYTES_MAX).unwrap_or(&text);
+    Ok(String::from_utf8_lossy(text).trim_end().to_owned())
+}
+
+/// The identity that the kernel shows for a device of this kind.
+fn shown_identity(kind: v1::DeviceKind, number: Dev) -> std::io::Result<String> {
+    match kind {
+        // The name of the file that the daemon serves; its directory is of no interest.
+        v1::DeviceKind::Loop => {
+            let file = read(&sysfs(number, "loop/backing_file"))?;
+            Ok(file.rsplit('/').next().unwrap_or_default().to_owned())
+        }
+        v1::DeviceKind::Nbd => read(&sysfs(number, "backend")),
+        v1::DeviceKind::Ublk | v1::DeviceKind::Unspecified => {
+            Err(std::io::Error::other(format!("{kind:?} devices show none")))
+        }
+    }
+}
+
+/// Whose a mount is that was found where a volume is to be, or was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// The volume's, from the device that it is now.
+    Volume,
+    /// Nobody's any more: its device died with an earlier daemon, or is one that the daemon does
+    /// not know.
+    Dead,
+    /// Another volume's, or not Pando's at all.
+    Another,
+}
+
+/// Finds out whose a mount is. `device` is the volume's, if it is one; `live` are all that the
+/// daemon serves.
+pub(crate) fn owner(mount: &Mount, device: Option<&Device>, live: &[v1::Attachment]) -> Owner {
+    if device.is_some_and(|device| device.carries(mount)) {
+        return Owner::Volume;
+    }
+    let served = live.iter().any(|other| {
+        let path = Path::new(&other.device);
+        mount.is_of(path, makedev(other.major, other.minor)) || mount.is_node(path)
+    });
+    let ours = ["ext4", "xfs", "btrfs", "devtmpfs"].contains(&mount.fs.as_str());
+    if ours && !served { Owner::Dead } else { Owner::Another }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment() -> v1::Attachment {
+        v1::Attachment {
+            volume_id: 7,
+            kind: v1::DeviceKind::Loop.into(),
+            device: "/dev/null".to_owned(),
+            major: 1,
+            minor: 3,
+            identity: "pando-5c1a-7".to_owned(),
+            ..v1::Attachment::default()
+        }
+    }
+
+    #[test]
+    fn an_identity_names_one_volume() {
+        assert!(names("pando-11111111-2222-3333-4444-555555555555-7", 7));
+        for identity in ["", "pando-7", "pando--7", "pando-x-17", "pando-x-07", "pando-x-7 ", "x-7"]
+        {
+            assert!(!names(identity, 7), "{identity:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_device_is_refused() {
+        let message = |attachment: &v1::Attachment, volume| {
+            Device::verify(attachment, volume).unwrap_err().message().to_owned()
+        };
+        let good = attachment();
+        assert!(message(&good, 8).contains("pandod says"));
+        assert!(message(&good, 7).contains("the node is another device"), "a character device");
+        let gone = v1::Attachment { device: "/dev/no-such".to_owned(), ..attachment() };
+        assert!(message(&gone, 7).contains("No such file"));
+        let other = v1::Attachment { identity: "pando-5c1a-8".to_owned(), ..attachment() };
+        assert!(message(&other, 7).contains("pandod says"));
+    }
+
+    #[test]
+    fn the_kind_of_device_comes_from_the_label() {
+        let kind = |text: &str| {
+            let of_volume = BTreeMap::from([(labels::DEVICE_KIND.to_owned(), text.to_owned())]);
+            wanted_kind(&of_volume).ok()
+        };
+        assert_eq!(wanted_kind(&BTreeMap::new()).unwrap(), v1::DeviceKind::Unspecified);
+        assert_eq!(kind("loop"), Some(v1::DeviceKind::Loop));
+        assert_eq!(kind("ublk"), Some(v1::DeviceKind::Ublk));
+        assert_eq!(kind("/dev/sda"), None);
+    }
+
+    #[test]
+    fn a_mount_of_another_volume_is_not_touched() {
+        let mount = |fs: &str, minor, source: &str| Mount {
+            id: 1,
+            dev: makedev(7, minor),
+            root: b"/".to_vec(),
+            point: b"/staging".to_vec(),
+            read_only: false,
+            fs: fs.to_owned(),
+            source: source.as_bytes().to_vec(),
+        };
+        let device = Device { path: PathBuf::from("/dev/loop3"), number: makedev(7, 3), volume: 7 };
+        let other =
+            v1::Attachment { device: "/dev/loop4".to_owned(), major: 7, minor: 4, ..attachment() };
+        let owner = |mount: &Mount| owner(mount, Some(&device), std::slice::from_ref(&other));
+        assert_eq!(owner(&mount("ext4", 3, "/dev/loop3")), Owner::Volume);
+        assert_eq!(owner(&mount("btrfs", 99, "/dev/loop3")), Owner::Volume);
+        assert_eq!(owner(&mount("xfs", 4, "/dev/loop4")), Owner::Another);
+        assert_eq!(owner(&mount("xfs", 5, "/dev/loop5")), Owner::Dead);
+        assert_eq!(owner(&mount("tmpfs", 5, "tmpfs")), Owner::Another);
+    }
+}

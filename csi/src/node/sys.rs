@@ -1,0 +1,89 @@
+//! Three calls to the kernel that the crates we use do not have. All take a descriptor, so that a
+//! path cannot change between a check and the call.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::fd::BorrowedFd;
+use rustix::io::{Errno, Result};
+use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode, opcode};
+
+/// `MOUNT_ATTR_RDONLY` of linux/mount.h.
+const MOUNT_ATTR_RDONLY: u64 = 0x1;
+/// `FIFREEZE` and `FITHAW` of linux/fs.h.
+const FIFREEZE: Opcode = opcode::read_write::<libc::c_int>(b'X', 119);
+const FITHAW: Opcode = opcode::read_write::<libc::c_int>(b'X', 120);
+
+/// `struct mount_attr` of linux/mount.h, its first version.
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+const _: () = assert!(size_of::<MountAttr>() == 32, "MOUNT_ATTR_SIZE_VER0");
+
+/// Makes a mount refuse writes. Done before the mount is attached anywhere, so that nobody ever
+/// sees it writable.
+///
+/// # Errors
+/// `mount` is no descriptor of a mount; the errno of mount_setattr(2).
+pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> Result<()> {
+    let attr = MountAttr { set: MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path is a C string, `attr` outlives the call and its size is passed with it; the
+    // kernel only reads both.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    if answer == 0 {
+        return Ok(());
+    }
+    Err(std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
+}
+
+/// Writes out the file system that `directory` is on, and holds back all changes to it.
+///
+/// # Errors
+/// EBUSY if it is frozen already; the errno of the kernel.
+pub(crate) fn freeze(directory: impl AsFd) -> Result<()> {
+    // SAFETY: FIFREEZE takes no argument: the kernel does not look at the pointer.
+    unsafe { ioctl::ioctl(directory, Plain(FIFREEZE)) }
+}
+
+/// Lets changes go on.
+///
+/// # Errors
+/// EINVAL if it is not frozen; the errno of the kernel.
+pub(crate) fn thaw(directory: impl AsFd) -> Result<()> {
+    // SAFETY: FITHAW takes no argument: the kernel does not look at the pointer.
+    unsafe { ioctl::ioctl(directory, Plain(FITHAW)) }
+}
+
+/// An ioctl without an argument, whose number says that it has one.
+struct Plain(Opcode);
+
+// SAFETY: no memory is passed in either direction.
+unsafe impl Ioctl for Plain {
+    type Output = ();
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        self.0
+    }
+
+    fn as_ptr(&mut self) -> *mut libc::c_void {
+        std::ptr::null_mut()
+    }
+
+    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut libc::c_void) -> Result<()> {
+        Ok(())
+    }
+}
