@@ -171,7 +171,8 @@ fn unsafe_stays_where_it_is() {
         };
         if code(&text).any(unsafely) && !UNSAFE.contains(&name.as_str()) && name != "tests/tidy.rs"
         {
-            writeln!(breaches, "{name}: unsafe; the kernel is met in disk/ and node/sys").expect("text grows");
+            writeln!(breaches, "{name}: unsafe; the kernel is met in disk/ and node/sys")
+                .expect("text grows");
         }
     }
     report(&breaches);

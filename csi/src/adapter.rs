@@ -10,8 +10,11 @@ use tonic::Status;
 use crate::config::Config;
 use crate::daemon::{Daemon, by_number};
 use crate::ids::{self, PoolId};
-use crate::locks::Locks;
+use crate::locks::{Locked, Locks};
 use crate::proto::csi::Topology;
+
+/// Entries that one answer of the daemon has.
+const STEP: u32 = 512;
 
 /// The parts that all services stand on.
 pub(crate) struct Adapter {
@@ -98,6 +101,44 @@ impl Adapter {
             ))),
             Found::Nowhere => Err(Status::not_found(format!("volume {id:?} does not exist"))),
         }
+    }
+
+    /// One page of a list, of `max` entries at most, and the token of the next, which is the name
+    /// to go on behind.
+    ///
+    /// # Errors
+    /// ABORTED for a token that is none, as CSI wants it, or what the daemon says.
+    pub(crate) async fn list(
+        &self,
+        mut query: v1::ListVolumesRequest,
+        max: u32,
+        token: String,
+    ) -> Result<(Vec<v1::Volume>, String), Status> {
+        if !token.is_empty() && !token.starts_with(ids::ANY_PREFIX) {
+            return Err(Status::aborted(format!("{token:?} is no token of this list")));
+        }
+        let mut volumes = Vec::new();
+        let mut left = max;
+        query.page_token = token;
+        while left > 0 {
+            query.page_size = left.min(STEP);
+            let answer = self.daemon.list(query.clone()).await?;
+            left -= query.page_size;
+            volumes.extend(answer.volumes);
+            query.page_token = answer.next_page_token;
+            if query.page_token.is_empty() {
+                break;
+            }
+        }
+        Ok((volumes, query.page_token))
+    }
+
+    /// Begins an operation on a volume or snapshot. Those of the node take the same lock.
+    ///
+    /// # Errors
+    /// ABORTED while another one is under way.
+    pub(crate) fn lock_volume(&self, number: u64) -> Result<Locked, Status> {
+        self.locks.lock(format!("volume {number}"))
     }
 
     /// Where volumes of this adapter are accessible: on its node.

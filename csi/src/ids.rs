@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  id of a volume or snapshot   NODE . POOL . NUMBER      node-1.0f3c...e1.42
-//!  id of a group of snapshots   NODE . POOL . gNUMBER     the number of its first member
+//!  id of a group of snapshots   NODE . POOL . gNUMBER     a random number, in its members' labels
 //!
 //!  CSI name                     name in the pool
 //!  volume pvc-1                 csi-vol-pvc-1
@@ -24,7 +24,7 @@ pub(crate) const VOLUME_PREFIX: &str = "csi-vol";
 /// Begins the name of every snapshot that CSI made for itself.
 const SNAPSHOT_PREFIX: &str = "csi-snap";
 /// Begins the name of every snapshot that CSI made in a group.
-const GROUP_PREFIX: &str = "csi-group";
+pub(crate) const GROUP_PREFIX: &str = "csi-group";
 /// Begins the names of all snapshots that CSI made.
 pub(crate) const ANY_PREFIX: &str = "csi-";
 
@@ -43,7 +43,7 @@ impl PoolId {
         format!("{node}.{}.{number}", self.0)
     }
 
-    /// The id of a group whose first member is `number`.
+    /// The id of the group `number`.
     pub(crate) fn group_id(&self, node: &str, number: u64) -> String {
         format!("{node}.{}.g{number}", self.0)
     }
@@ -100,7 +100,7 @@ pub(crate) fn snapshot_name(name: &str) -> String {
 }
 
 /// Begins the names of all members of the group that CSI calls `group`.
-pub(crate) fn group_prefix(group: &str) -> String {
+fn group_prefix(group: &str) -> String {
     format!("{GROUP_PREFIX}{}.", encoded(group))
 }
 

@@ -20,8 +20,10 @@ pub const FREEZE: &str = "csi.pando.dev/freeze";
 pub const LIMITS: &str = "csi.pando.dev/limits";
 /// Namespace and name of the claim that it was made for, for people.
 pub const CLAIM: &str = "csi.pando.dev/claim";
-/// Name of the group that a snapshot was taken in.
+/// Name of the group that a snapshot was taken in, as CSI has it.
 pub const GROUP: &str = "csi.pando.dev/group";
+/// Number of that group, the same for all its members.
+pub const GROUP_ID: &str = "csi.pando.dev/group-id";
 /// [`DONE`]: the file system of a clone has an identity of its own. Written by the node.
 pub const IDENTITY: &str = "csi.pando.dev/identity";
 /// [`TRUE`]: the node began to format the volume and has not finished. What is on it may be

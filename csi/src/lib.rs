@@ -21,17 +21,19 @@
 //! * Errors of the daemon become CSI's by one table ([`daemon`]); nothing else of them passes.
 
 #![deny(unsafe_code)]
-#![expect(dead_code, reason = "the services that use the parts come next")]
 
 mod adapter;
 pub mod config;
+mod controller;
 mod daemon;
+mod group;
 mod health;
 mod identity;
 mod ids;
 pub mod labels;
 mod listen;
 mod locks;
+mod metadata;
 mod node;
 pub mod proto;
 mod registration;

@@ -25,10 +25,16 @@ use tracing_subscriber::EnvFilter;
 
 use crate::adapter::Adapter;
 use crate::config::{Config, Log, LogFormat};
+use crate::controller::ControllerService;
+use crate::group::GroupService;
 use crate::identity::IdentityService;
+use crate::metadata::MetadataService;
 use crate::node::{NodeService, freeze};
+use crate::proto::csi::controller_server::ControllerServer;
+use crate::proto::csi::group_controller_server::GroupControllerServer;
 use crate::proto::csi::identity_server::IdentityServer;
 use crate::proto::csi::node_server::NodeServer;
+use crate::proto::csi::snapshot_metadata_server::SnapshotMetadataServer;
 use crate::proto::registration::registration_server::RegistrationServer;
 use crate::registration::RegistrationService;
 use crate::{health, listen};
@@ -116,6 +122,9 @@ async fn serve_csi(adapter: Arc<Adapter>, stopped: watch::Receiver<bool>) -> Res
         .max_concurrent_streams(CALLS_MAX)
         .layer(layer_fn(Calls))
         .add_service(IdentityServer::new(IdentityService::new(Arc::clone(&adapter))))
+        .add_service(ControllerServer::new(ControllerService::new(Arc::clone(&adapter))))
+        .add_service(GroupControllerServer::new(GroupService::new(Arc::clone(&adapter))))
+        .add_service(SnapshotMetadataServer::new(MetadataService::new(Arc::clone(&adapter))))
         .add_service(NodeServer::new(NodeService::new(Arc::clone(&adapter))))
         .serve_with_incoming_shutdown(peers, end(stopped))
         .await

@@ -1,0 +1,186 @@
+//! Calls about snapshots. A snapshot is a frozen volume of its own: it outlives the volume that it
+//! was taken of, and keeps saying which one that was.
+
+use pando_proto::v1;
+use prost_types::Timestamp;
+use tonic::Status;
+use tracing::{info, warn};
+
+use crate::adapter::{Adapter, Found};
+use crate::controller::{frozen, page, parameters, signed};
+use crate::daemon::{by_name, by_number};
+use crate::ids::{self, PoolId};
+use crate::labels;
+use crate::proto::csi::{
+    CreateSnapshotRequest, CreateSnapshotResponse, DeleteSnapshotRequest, DeleteSnapshotResponse,
+    GetSnapshotRequest, GetSnapshotResponse, ListSnapshotsRequest, ListSnapshotsResponse, Snapshot,
+    list_snapshots_response,
+};
+use crate::validate;
+
+/// A request of the daemon for a snapshot.
+pub(crate) fn request(name: String, source: u64) -> v1::CreateVolumeRequest {
+    v1::CreateVolumeRequest {
+        name,
+        source: Some(by_number(source)),
+        snapshot: true,
+        ..v1::CreateVolumeRequest::default()
+    }
+}
+
+/// CreateSnapshot.
+pub(super) async fn create(
+    adapter: &Adapter,
+    request: CreateSnapshotRequest,
+) -> Result<CreateSnapshotResponse, Status> {
+    validate::name("name", &request.name)?;
+    validate::required("source_volume_id", &request.source_volume_id)?;
+    validate::map("parameters", &request.parameters)?;
+    let freeze = parameters::snapshot(&request.parameters)?;
+    let name = ids::snapshot_name(&request.name);
+    let _lock = adapter.locks.lock(&name)?;
+    let pool = adapter.pool_id().await?;
+    if let Some((snapshot, _)) = adapter.daemon.find(by_name(&name)).await? {
+        let source = ids::parse(&request.source_volume_id).filter(|id| id.pool == pool);
+        // A snapshot is of a volume, so a request about nothing is none that made it.
+        if ids::is_snapshot(&snapshot) && source.map(|id| id.number) == snapshot.source_id {
+            return Ok(CreateSnapshotResponse { snapshot: Some(shown(adapter, &pool, &snapshot)) });
+        }
+        return Err(Status::already_exists(format!("snapshot {name}: it is of another volume")));
+    }
+    let snapshot = match adapter.find_volume(&pool, &request.source_volume_id).await? {
+        Found::Here(volume, attachment) => {
+            let attachment = attachment.filter(|_| freeze || frozen::wanted(&volume));
+            let devices: Vec<_> = attachment.map(|attachment| *attachment).into_iter().collect();
+            let work = adapter.daemon.create(self::request(name.clone(), volume.id));
+            frozen::make(adapter, &devices, &[name], Box::pin(work)).await?
+        }
+        Found::Elsewhere | Found::Nowhere => {
+            return Err(Status::not_found(format!(
+                "source volume {:?} does not exist on node {}",
+                request.source_volume_id, adapter.config.node_id
+            )));
+        }
+    };
+    info!(snapshot = snapshot.name, id = snapshot.id, source = snapshot.source_id, "snapshot made");
+    Ok(CreateSnapshotResponse { snapshot: Some(shown(adapter, &pool, &snapshot)) })
+}
+
+/// A snapshot as CSI shows it. `pool` is where it is.
+pub(crate) fn shown(adapter: &Adapter, pool: &PoolId, snapshot: &v1::Volume) -> Snapshot {
+    let source = snapshot.source_id.map(|number| adapter.id(pool, number));
+    let group = snapshot.labels.get(labels::GROUP_ID).and_then(|number| number.parse().ok());
+    let group = group.map(|number| pool.group_id(&adapter.config.node_id, number));
+    Snapshot {
+        size_bytes: signed(snapshot.size_bytes),
+        snapshot_id: adapter.id(pool, snapshot.id),
+        source_volume_id: source.unwrap_or_default(),
+        creation_time: Some(created(snapshot)),
+        ready_to_use: true,
+        group_snapshot_id: group.unwrap_or_default(),
+        accessible_topology: Vec::new(),
+    }
+}
+
+/// When a snapshot was taken.
+pub(crate) fn created(snapshot: &v1::Volume) -> Timestamp {
+    Timestamp { seconds: signed(snapshot.created_at), nanos: 0 }
+}
+
+/// DeleteSnapshot.
+pub(super) async fn delete(
+    adapter: &Adapter,
+    request: DeleteSnapshotRequest,
+) -> Result<DeleteSnapshotResponse, Status> {
+    validate::required("snapshot_id", &request.snapshot_id)?;
+    let pool = adapter.pool_id().await?;
+    match adapter.find_snapshot(&pool, &request.snapshot_id).await? {
+        Found::Here(snapshot, _) => {
+            if let Some(group) = snapshot.labels.get(labels::GROUP) {
+                return Err(Status::invalid_argument(format!(
+                    "snapshot {} is a member of group {group:?}: delete the group",
+                    snapshot.name
+                )));
+            }
+            let _lock = adapter.lock_volume(snapshot.id)?;
+            adapter.daemon.delete(snapshot.id).await?;
+            info!(snapshot = snapshot.name, id = snapshot.id, "snapshot deleted");
+        }
+        Found::Elsewhere => {
+            warn!(
+                snapshot_id = request.snapshot_id,
+                "snapshot of another pool: nothing is deleted"
+            );
+        }
+        Found::Nowhere => {}
+    }
+    Ok(DeleteSnapshotResponse {})
+}
+
+/// ListSnapshots. What the filters do not know is an empty list. A token is the name in the pool
+/// to go on behind.
+pub(super) async fn list(
+    adapter: &Adapter,
+    request: ListSnapshotsRequest,
+) -> Result<ListSnapshotsResponse, Status> {
+    validate::optional("snapshot_id", &request.snapshot_id)?;
+    validate::optional("source_volume_id", &request.source_volume_id)?;
+    let max = page(request.max_entries)?;
+    let pool = adapter.pool_id().await?;
+    let source = match request.source_volume_id.as_str() {
+        "" => None,
+        id => match ids::parse(id).filter(|id| id.pool == pool) {
+            Some(id) => Some(id.number),
+            None => return Ok(ListSnapshotsResponse::default()),
+        },
+    };
+    let (snapshots, next_token) = if request.snapshot_id.is_empty() {
+        let query = v1::ListVolumesRequest {
+            name_prefix: ids::ANY_PREFIX.to_owned(),
+            kind: v1::VolumeKind::Snapshot.into(),
+            source: source.map(by_number),
+            ..v1::ListVolumesRequest::default()
+        };
+        adapter.list(query, max, request.starting_token).await?
+    } else {
+        let found = match adapter.find_snapshot(&pool, &request.snapshot_id).await? {
+            Found::Here(snapshot, _) => Some(*snapshot),
+            Found::Elsewhere | Found::Nowhere => None,
+        };
+        let matches = |found: &v1::Volume| source.is_none() || source == found.source_id;
+        (found.into_iter().filter(matches).collect(), String::new())
+    };
+    let entries = snapshots.iter().map(|snapshot| list_snapshots_response::Entry {
+        snapshot: Some(shown(adapter, &pool, snapshot)),
+    });
+    Ok(ListSnapshotsResponse { entries: entries.collect(), next_token })
+}
+
+/// GetSnapshot.
+pub(super) async fn get(
+    adapter: &Adapter,
+    request: GetSnapshotRequest,
+) -> Result<GetSnapshotResponse, Status> {
+    validate::required("snapshot_id", &request.snapshot_id)?;
+    let pool = adapter.pool_id().await?;
+    let snapshot = existing(adapter, &pool, &request.snapshot_id).await?;
+    Ok(GetSnapshotResponse { snapshot: Some(shown(adapter, &pool, &snapshot)) })
+}
+
+/// The snapshot of this id.
+///
+/// # Errors
+/// NOT_FOUND if there is none on this node.
+pub(crate) async fn existing(
+    adapter: &Adapter,
+    pool: &PoolId,
+    id: &str,
+) -> Result<v1::Volume, Status> {
+    match adapter.find_snapshot(pool, id).await? {
+        Found::Here(snapshot, _) => Ok(*snapshot),
+        Found::Elsewhere | Found::Nowhere => Err(Status::not_found(format!(
+            "snapshot {id:?} does not exist on node {}",
+            adapter.config.node_id
+        ))),
+    }
+}

@@ -1,0 +1,230 @@
+//! The service GroupController: snapshots of several volumes at one instant.
+//!
+//! A group is nothing of its own in the catalogue: it is the snapshots that carry its name and
+//! number as labels. They are made by one record, so that all of them are of one point in the order
+//! of all writes, and all or none of them exist.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use pando_proto::v1;
+use tonic::{Request, Response, Status};
+use tracing::info;
+
+use crate::adapter::{Adapter, Found};
+use crate::controller::{frozen, parameters, snapshots};
+use crate::ids::{self, PoolId};
+use crate::labels;
+use crate::proto::csi::group_controller_server::GroupController;
+use crate::proto::csi::group_controller_service_capability::rpc::Type as Capability;
+use crate::proto::csi::group_controller_service_capability::{Rpc, Type};
+use crate::proto::csi::{
+    CreateVolumeGroupSnapshotRequest, CreateVolumeGroupSnapshotResponse,
+    DeleteVolumeGroupSnapshotRequest, DeleteVolumeGroupSnapshotResponse,
+    GetVolumeGroupSnapshotRequest, GetVolumeGroupSnapshotResponse,
+    GroupControllerGetCapabilitiesRequest, GroupControllerGetCapabilitiesResponse,
+    GroupControllerServiceCapability, VolumeGroupSnapshot,
+};
+use crate::validate;
+
+/// Volumes in a group: what the daemon takes at one instant.
+const MEMBERS_MAX: u32 = 64;
+
+/// The service.
+pub(crate) struct GroupService {
+    adapter: Arc<Adapter>,
+}
+
+impl GroupService {
+    pub(crate) const fn new(adapter: Arc<Adapter>) -> Self {
+        Self { adapter }
+    }
+
+    /// The snapshots with this label, in the order of their names.
+    async fn members(&self, label: &str, value: String) -> Result<Vec<v1::Volume>, Status> {
+        let query = v1::ListVolumesRequest {
+            name_prefix: ids::GROUP_PREFIX.to_owned(),
+            labels: BTreeMap::from([(label.to_owned(), value)]),
+            kind: v1::VolumeKind::Snapshot.into(),
+            ..v1::ListVolumesRequest::default()
+        };
+        Ok(self.adapter.list(query, MEMBERS_MAX, String::new()).await?.0)
+    }
+
+    /// The members of the group of this id: none if there is no such group.
+    async fn group(&self, pool: &PoolId, id: &str) -> Result<Vec<v1::Volume>, Status> {
+        match ids::parse_group(id).filter(|id| id.pool == *pool) {
+            Some(id) => self.members(labels::GROUP_ID, id.number.to_string()).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn shown(&self, pool: &PoolId, members: &[v1::Volume]) -> Result<VolumeGroupSnapshot, Status> {
+        let first = members.first();
+        let first = first.ok_or_else(|| Status::internal("a group without members"))?;
+        let snapshots: Vec<_> =
+            members.iter().map(|member| snapshots::shown(&self.adapter, pool, member)).collect();
+        Ok(VolumeGroupSnapshot {
+            group_snapshot_id: snapshots[0].group_snapshot_id.clone(),
+            creation_time: Some(snapshots::created(first)),
+            ready_to_use: true,
+            snapshots,
+        })
+    }
+
+    /// The volumes to take snapshots of, by their numbers, and the devices to freeze meanwhile.
+    async fn sources(
+        &self,
+        pool: &PoolId,
+        ids: &BTreeSet<String>,
+        freeze: bool,
+    ) -> Result<(BTreeSet<u64>, Vec<v1::Attachment>), Status> {
+        let mut numbers = BTreeSet::new();
+        let mut devices = Vec::new();
+        for id in ids {
+            match self.adapter.find_volume(pool, id).await? {
+                Found::Here(volume, attachment) => {
+                    numbers.insert(volume.id);
+                    if freeze || frozen::wanted(&volume) {
+                        devices.extend(attachment.map(|attachment| *attachment));
+                    }
+                }
+                Found::Elsewhere => {
+                    return Err(Status::failed_precondition(format!(
+                        "source volume {id:?} is on another node: a group is of one node"
+                    )));
+                }
+                Found::Nowhere => {
+                    return Err(Status::not_found(format!("source volume {id:?} does not exist")));
+                }
+            }
+        }
+        Ok((numbers, devices))
+    }
+}
+
+/// Checks the ids that a caller takes for the members. Members that were deleted already, by a
+/// call that was cut off, may be among them.
+///
+/// # Errors
+/// INVALID_ARGUMENT when a member is missing among them.
+fn check_members(
+    adapter: &Adapter,
+    pool: &PoolId,
+    members: &[v1::Volume],
+    ids: &[String],
+) -> Result<(), Status> {
+    let missing = members.iter().find(|member| !ids.contains(&adapter.id(pool, member.id)));
+    let foreign = ids.len() > usize::try_from(MEMBERS_MAX).unwrap_or(usize::MAX);
+    match missing {
+        Some(member) => Err(Status::invalid_argument(format!(
+            "snapshot_ids: snapshot {:?} is a member, but not among them",
+            adapter.id(pool, member.id)
+        ))),
+        None if foreign => Err(Status::invalid_argument("snapshot_ids: more than a group has")),
+        None => Ok(()),
+    }
+}
+
+#[tonic::async_trait]
+impl GroupController for GroupService {
+    async fn group_controller_get_capabilities(
+        &self,
+        _request: Request<GroupControllerGetCapabilitiesRequest>,
+    ) -> Result<Response<GroupControllerGetCapabilitiesResponse>, Status> {
+        let rpc = Rpc { r#type: Capability::CreateDeleteGetVolumeGroupSnapshot.into() };
+        let capability = GroupControllerServiceCapability { r#type: Some(Type::Rpc(rpc)) };
+        Ok(Response::new(GroupControllerGetCapabilitiesResponse { capabilities: vec![capability] }))
+    }
+
+    async fn create_volume_group_snapshot(
+        &self,
+        request: Request<CreateVolumeGroupSnapshotRequest>,
+    ) -> Result<Response<CreateVolumeGroupSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        validate::name("name", &request.name)?;
+        validate::map("parameters", &request.parameters)?;
+        if request.source_volume_ids.is_empty() {
+            return Err(Status::invalid_argument("source_volume_ids are missing"));
+        }
+        let wanted: BTreeSet<String> = request.source_volume_ids.into_iter().collect();
+        if wanted.len() > usize::try_from(MEMBERS_MAX).unwrap_or(usize::MAX) {
+            return Err(Status::invalid_argument(format!(
+                "source_volume_ids: {} volumes, at most {MEMBERS_MAX} are possible",
+                wanted.len()
+            )));
+        }
+        for id in &wanted {
+            validate::required("source_volume_id", id)?;
+        }
+        let freeze = parameters::snapshot(&request.parameters)?;
+        let _lock = self.adapter.locks.lock(format!("group {:?}", request.name))?;
+        let pool = self.adapter.pool_id().await?;
+        let old = self.members(labels::GROUP, request.name.clone()).await?;
+        if !old.is_empty() {
+            let numbers = wanted.iter().map(|id| ids::parse(id).filter(|id| id.pool == pool));
+            let numbers: BTreeSet<_> = numbers.map(|id| id.map(|id| id.number)).collect();
+            if old.iter().map(|member| member.source_id).collect::<BTreeSet<_>>() != numbers {
+                return Err(Status::already_exists(format!(
+                    "group {:?}: it is of other volumes",
+                    request.name
+                )));
+            }
+            let group_snapshot = Some(self.shown(&pool, &old)?);
+            return Ok(Response::new(CreateVolumeGroupSnapshotResponse { group_snapshot }));
+        }
+        let (sources, devices) = self.sources(&pool, &wanted, freeze).await?;
+        let number = uuid::Uuid::new_v4().as_u64_pair().1;
+        let labels = BTreeMap::from([
+            (labels::GROUP.to_owned(), request.name.clone()),
+            (labels::GROUP_ID.to_owned(), number.to_string()),
+        ]);
+        let names: Vec<_> = sources.iter().map(|n| ids::member_name(&request.name, *n)).collect();
+        let requests = sources.iter().zip(&names).map(|(source, name)| v1::CreateVolumeRequest {
+            labels: labels.clone(),
+            ..snapshots::request(name.clone(), *source)
+        });
+        let work = Box::pin(self.adapter.daemon.create_group(requests.collect()));
+        let members = frozen::make(&self.adapter, &devices, &names, work).await?;
+        info!(group = request.name, members = members.len(), "group of snapshots made");
+        let group_snapshot = Some(self.shown(&pool, &members)?);
+        Ok(Response::new(CreateVolumeGroupSnapshotResponse { group_snapshot }))
+    }
+
+    async fn delete_volume_group_snapshot(
+        &self,
+        request: Request<DeleteVolumeGroupSnapshotRequest>,
+    ) -> Result<Response<DeleteVolumeGroupSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        validate::required("group_snapshot_id", &request.group_snapshot_id)?;
+        let pool = self.adapter.pool_id().await?;
+        let members = self.group(&pool, &request.group_snapshot_id).await?;
+        check_members(&self.adapter, &pool, &members, &request.snapshot_ids)?;
+        // One by one: what a crash leaves is still the group, and the call is repeated.
+        for member in &members {
+            let _lock = self.adapter.lock_volume(member.id)?;
+            self.adapter.daemon.delete(member.id).await?;
+            info!(snapshot = member.name, id = member.id, "snapshot deleted");
+        }
+        Ok(Response::new(DeleteVolumeGroupSnapshotResponse {}))
+    }
+
+    async fn get_volume_group_snapshot(
+        &self,
+        request: Request<GetVolumeGroupSnapshotRequest>,
+    ) -> Result<Response<GetVolumeGroupSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        validate::required("group_snapshot_id", &request.group_snapshot_id)?;
+        let pool = self.adapter.pool_id().await?;
+        let members = self.group(&pool, &request.group_snapshot_id).await?;
+        if members.is_empty() {
+            return Err(Status::not_found(format!(
+                "group {:?} does not exist on node {}",
+                request.group_snapshot_id, self.adapter.config.node_id
+            )));
+        }
+        check_members(&self.adapter, &pool, &members, &request.snapshot_ids)?;
+        let group_snapshot = Some(self.shown(&pool, &members)?);
+        Ok(Response::new(GetVolumeGroupSnapshotResponse { group_snapshot }))
+    }
+}
