@@ -6,6 +6,7 @@
 //! cli      pando against that daemon, answers as JSON
 //! nbd      a blocking client of its own, also for requests that no good client sends
 //! tools    programs of others: nbdcopy, qemu-io, fio, e2fsck
+//! csi     pando-csi beside that daemon, and its caller
 //! noise    bytes that say where they belong
 //! vm       a virtual machine, and a suite that runs inside
 //! ```
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod csi;
 pub mod nbd;
 pub mod noise;
 pub mod system;
@@ -23,5 +25,6 @@ pub mod tools;
 pub mod vm;
 
 pub use cli::Cli;
+pub use csi::Csi;
 pub use nbd::Nbd;
 pub use system::System;

@@ -48,11 +48,7 @@ pub(crate) async fn stage(
         // A raw device has nothing to mount; publishing binds its node.
         return device::attach(adapter, volume).await.map(drop);
     };
-    let kind = wanted_kind(volume, fs_type)?;
-    let mut options = MountOptions::parse(kind, flags)?;
-    if access.read_only() {
-        options.set_read_only();
-    }
+    let asked = asked_kind(volume, fs_type)?;
     let place = Place::of("staging_target_path", path)?;
     if place.open()?.is_none() {
         return Err(Status::failed_precondition(format!("staging_target_path {path}: not there")));
@@ -62,6 +58,15 @@ pub(crate) async fn stage(
     let place =
         blocking(move || clear(&place, &device, &live).map(|staged| (place, device, staged)));
     let (place, device, staged) = place.await?;
+    let kind = match (asked, &staged) {
+        (Some(kind), _) => kind,
+        (None, Some(staged)) => Kind::named(&staged.fs).unwrap_or(Kind::Ext4),
+        (None, None) => held_kind(volume, &device).await?,
+    };
+    let mut options = MountOptions::parse(kind, flags)?;
+    if access.read_only() {
+        options.set_read_only();
+    }
     match staged {
         Some(staged) if staged.fs == kind.name() && staged.read_only == options.read_only() => {}
         Some(staged) => {
@@ -81,14 +86,32 @@ pub(crate) async fn stage(
     fs::grow(kind, &device.path, Path::new(path)).await
 }
 
-/// The file system that a request asks for, or the volume was made for.
-fn wanted_kind(volume: &v1::Volume, fs_type: &str) -> Result<Kind, Status> {
+/// The file system that a request asks for, or the volume was made for. `None`: a clone is taken
+/// with what it holds, unless a request asks for something.
+fn asked_kind(volume: &v1::Volume, fs_type: &str) -> Result<Option<Kind>, Status> {
+    if fs_type.is_empty() && volume.source_id.is_some() {
+        return Ok(None);
+    }
     let of_volume = volume.labels.get(labels::FS_TYPE).map_or("", String::as_str);
     let name = [fs_type, of_volume].into_iter().find(|name| !name.is_empty());
     let name = name.unwrap_or(Kind::Ext4.name());
-    Kind::named(name).ok_or_else(|| {
+    Kind::named(name).map(Some).ok_or_else(|| {
         Status::invalid_argument(format!("fs_type {name:?}: ext4, xfs and btrfs are possible"))
     })
+}
+
+/// The file system that a clone holds.
+async fn held_kind(volume: &v1::Volume, device: &Device) -> Result<Kind, Status> {
+    match fs::probe(&device.path).await? {
+        Found::FileSystem(kind) => Ok(kind),
+        Found::Other(what) => Err(unusable(&volume.name, &format!("holds {what}"))),
+        Found::Nothing => Err(unusable(&volume.name, "has a source, but no file system")),
+    }
+}
+
+/// Why a volume is neither mounted nor formatted.
+fn unusable(name: &str, what: &str) -> Status {
+    Status::failed_precondition(format!("volume {name}: {what}; it is not formatted"))
 }
 
 /// Takes away what is mounted at the place from devices that are dead. Returns what is mounted
@@ -138,16 +161,15 @@ async fn prepare(
     if !clone && (formatting || blank) {
         return make(adapter, volume, device, kind).await;
     }
-    let refused = |what: &str| {
-        let name = &volume.name;
-        Err(Status::failed_precondition(format!("volume {name}: {what}; it is not formatted")))
+    let what = match fs::probe(&device.path).await? {
+        Found::FileSystem(found) if found == kind => None,
+        Found::FileSystem(found) => Some(format!("holds {found}, not {kind}")),
+        Found::Other(what) => Some(format!("holds {what}, not {kind}")),
+        Found::Nothing if clone => Some("has a source, but no file system".to_owned()),
+        Found::Nothing => Some("holds data, but no file system that is known".to_owned()),
     };
-    match fs::probe(&device.path).await? {
-        Found::FileSystem(found) if found == kind => {}
-        Found::FileSystem(found) => return refused(&format!("holds {found}, not {kind}")),
-        Found::Other(what) => return refused(&format!("holds {what}, not {kind}")),
-        Found::Nothing if clone => return refused("has a source, but no file system"),
-        Found::Nothing => return refused("holds data, but no file system that is known"),
+    if let Some(what) = what {
+        return Err(unusable(&volume.name, &what));
     }
     fs::check(kind, &device.path).await?;
     if clone && mark(labels::IDENTITY) != Some(labels::DONE) {
