@@ -189,7 +189,6 @@ impl System {
             ("socket", shown(&self.socket())),
             ("nbd_dir", shown(&self.path().join("nbd"))),
             ("devices_dir", shown(&self.path().join("devices"))),
-            ("devices_dir", shown(&self.path().join("devices"))),
         ];
         for (key, value) in lines {
             writeln!(text, "{key} = {value}").expect("text grows");
