@@ -254,6 +254,86 @@ async fn fill(pool: &Pool, id: VolumeId, blocks: u64) -> u64 {
     blocks
 }
 
+async fn write_at(pool: &Pool, id: VolumeId, from: u64, blocks: u64) -> bool {
+    let device = pool.device(id).unwrap_or_else(|e| panic!("{e}"));
+    let (buf, len) = stamped(from * BLOCK_SECTORS, blocks * BLOCK_SECTORS, from + 1);
+    match device.write(from * 4096, len, buf, false).await {
+        Ok(()) => true,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+            false
+        }
+    }
+}
+
+fn taken_of(name: &str, source: VolumeId, snapshot: bool) -> CreateVolume {
+    let source = Source::Volume(source);
+    CreateVolume { size_bytes: None, source, snapshot, ..promised(name, 0, 0) }
+}
+
+#[test]
+fn a_growth_limit_counts_what_snapshots_keep_while_they_live() {
+    let config = Config { fanout: Fanout { leaf_max: 4, inner_max: 4 }, ..config(2000) };
+    let sim = SimDisk::from_image(config.formatted(), 5, SimOptions::default());
+    sim.run(async {
+        let mut pool = config.open(&sim).await.unwrap();
+        let db = pool.create(promised("db", 0, 40)).await.unwrap().id;
+        assert!(write_at(&pool, db, 0, 20).await);
+        let first = pool.create(taken_of("first", db, true)).await.unwrap().id;
+        let clone = pool.create(taken_of("clone", db, false)).await.unwrap().id;
+        assert!(write_at(&pool, db, 0, 20).await, "20 blocks are frozen, 20 are its own");
+        let last = pool.create(taken_of("last", db, true)).await.unwrap().id;
+        assert!(!write_at(&pool, db, 0, 1).await, "40 blocks are frozen");
+        // The clone still keeps what the first snapshot kept.
+        pool.delete(first).await.unwrap();
+        assert!(!write_at(&pool, db, 0, 1).await);
+        pool.delete(clone).await.unwrap();
+        // Only the last snapshot is left: 20 blocks. The counts survive a restart.
+        pool.close().await.unwrap();
+        pool = config.open(&sim).await.unwrap();
+        assert!(write_at(&pool, db, 0, 20).await);
+        assert!(!write_at(&pool, db, 20, 1).await);
+        // Without it, its blocks are gone: they were all overwritten.
+        pool.delete(last).await.unwrap();
+        assert!(write_at(&pool, db, 20, 20).await);
+        assert!(!write_at(&pool, db, 40, 1).await);
+        // What was frozen and not overwritten counts on, and not twice when it is.
+        let again = pool.create(taken_of("again", db, true)).await.unwrap().id;
+        assert!(!write_at(&pool, db, 0, 1).await);
+        pool.delete(again).await.unwrap();
+        assert!(!write_at(&pool, db, 40, 1).await);
+        pool.device(db).unwrap().discard(0, 20 * 4096, false).await.unwrap();
+        assert!(write_at(&pool, db, 20, 10).await, "what was discarded is given back");
+        assert!(write_at(&pool, db, 40, 20).await, "a block for a block");
+        assert!(!write_at(&pool, db, 60, 1).await);
+        drain(&pool).await.unwrap();
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_growth_limit_bears_a_schedule_of_snapshots() {
+    let config = config(4000);
+    let sim = SimDisk::from_image(config.formatted(), 6, SimOptions::default());
+    sim.run(async {
+        let pool = config.open(&sim).await.unwrap();
+        // 60 blocks, and three snapshots that each keep the 10 blocks of one day.
+        let db = pool.create(promised("db", 0, 60 + 3 * 10 + 10)).await.unwrap().id;
+        assert!(write_at(&pool, db, 0, 60).await);
+        let mut kept = std::collections::VecDeque::new();
+        for day in 0..100 {
+            let name = format!("day-{day}");
+            kept.push_back(pool.create(taken_of(&name, db, true)).await.unwrap().id);
+            if kept.len() > 3 {
+                pool.delete(kept.pop_front().unwrap()).await.unwrap();
+            }
+            assert!(write_at(&pool, db, day * 10 % 60, 10).await, "day {day}");
+        }
+        drain(&pool).await.unwrap();
+    })
+    .unwrap();
+}
+
 #[test]
 fn reservations_and_growth_limits_hold() {
     for reserved in [0, 1, 17, 60, 200] {

@@ -49,8 +49,12 @@ pub struct VolumeEntry {
     pub root: Option<Root>,
     /// The last clone or snapshot that it took part in.
     pub shared_at: Seqno,
-    /// Blocks it had written and then shared: they count against its growth limit.
+    /// At most so many blocks it had written and then shared, and shares with no clone or snapshot
+    /// of its own any more.
     pub held_blocks: u64,
+    /// At most so many blocks of its source were first shared with it, and count against the growth
+    /// limit of the source while both live.
+    pub frozen_blocks: u64,
 }
 
 /// A group, as of a checkpoint.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::volumes::{check_labels, check_name, check_reservation, check_size};
+use super::volumes::{HELD_BLOCKS_MAX, check_labels, check_name, check_reservation, check_size};
 use super::{State, Volume};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::VolumeEntry;
@@ -219,10 +219,12 @@ impl State {
 
     fn apply_create(&mut self, new: NewVolume) {
         let mut root = None;
+        let mut frozen_blocks = 0;
         if let Some(source) = new.source {
             let seqno = self.seqno;
             let source = self.volume_mut(source).expect("prepared");
-            source.entry.held_blocks += source.own();
+            frozen_blocks = source.own();
+            source.frozen_blocks += frozen_blocks;
             source.entry.shared_at = seqno;
             root.clone_from(&source.entry.root);
         }
@@ -244,6 +246,7 @@ impl State {
             root,
             shared_at: self.seqno,
             held_blocks: 0,
+            frozen_blocks,
         };
         self.next_id = self.next_id.max(new.id.get() + 1);
         self.reservations += new.reservation_blocks;
@@ -267,8 +270,33 @@ impl State {
         let volume = self.volumes.remove(&id).expect("prepared");
         self.names.remove(&volume.entry.name);
         self.reservations -= volume.entry.reservation_blocks;
+        self.pass_on_frozen(&volume.entry);
         if let Some(root) = &volume.entry.root {
             self.log.push(RefDelta::node(root.ptr.block, root.ptr.birth, RefChange::NodeDown));
         }
+    }
+
+    /// A clone or snapshot is gone. What it froze of its source may still be kept by the next one
+    /// after it, which is younger and so holds everything that the source has kept since; if there
+    /// is none, by the source alone. A snapshot keeps no more than its map names.
+    fn pass_on_frozen(&mut self, gone: &VolumeEntry) {
+        let frozen = gone.frozen_blocks;
+        let Some(source) = gone.source.filter(|id| frozen > 0 && self.volumes.contains_key(id))
+        else {
+            return;
+        };
+        let younger = self.volumes.range(gone.id..);
+        let next = younger.map(|(_, v)| v).find(|v| v.entry.source == Some(source));
+        let mut given_back = frozen;
+        if let Some(next) = next.map(|next| next.entry.id).and_then(|id| self.volume_mut(id)) {
+            let all = next.entry.frozen_blocks + frozen;
+            let most = if next.entry.snapshot { next.mapped() } else { HELD_BLOCKS_MAX };
+            next.entry.frozen_blocks = all.min(most);
+            given_back = all - next.entry.frozen_blocks;
+        } else if let Some(source) = self.volume_mut(source) {
+            let left = source.mapped() - source.own();
+            source.entry.held_blocks = (source.entry.held_blocks + frozen).min(left);
+        }
+        self.volume_mut(source).expect("looked up above").frozen_blocks -= given_back;
     }
 }

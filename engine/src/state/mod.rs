@@ -55,6 +55,21 @@ pub struct State {
     pub seal: Seqno,
 }
 
+/// Adds up for each volume what its clones and snapshots have frozen.
+fn with_frozen(mut volumes: BTreeMap<VolumeId, Volume>) -> BTreeMap<VolumeId, Arc<Volume>> {
+    let frozen: Vec<_> = volumes
+        .values()
+        .filter_map(|v| Some((v.entry.source?, v.entry.frozen_blocks)))
+        .filter(|(_, blocks)| *blocks > 0)
+        .collect();
+    for (source, blocks) in frozen {
+        if let Some(source) = volumes.get_mut(&source) {
+            source.frozen_blocks += blocks;
+        }
+    }
+    volumes.into_iter().map(|(id, volume)| (id, Arc::new(volume))).collect()
+}
+
 impl State {
     /// The state that a checkpoint describes.
     #[must_use]
@@ -68,7 +83,8 @@ impl State {
     ) -> Self {
         let free: Vec<u64> = catalogue.groups.iter().map(|g| u64::from(g.free)).collect();
         let volumes: BTreeMap<_, _> =
-            catalogue.volumes.into_iter().map(|e| (e.id, Arc::new(Volume::new(e)))).collect();
+            catalogue.volumes.into_iter().map(|e| (e.id, Volume::new(e))).collect();
+        let volumes = with_frozen(volumes);
         let names = volumes.values().map(|v| (v.entry.name.clone(), v.entry.id)).collect();
         Self {
             geometry,

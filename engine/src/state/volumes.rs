@@ -7,8 +7,9 @@ use crate::units::{BLOCK_BYTES, Lba, SECTOR_BYTES, blocks_for};
 
 /// Blocks of the largest pool.
 const POOL_BLOCKS_MAX: u64 = limits::POOL_BYTES_MAX / BLOCK_BYTES;
-/// More than a volume comes to hold: 2^34 blocks written anew and shared, 2^28 times.
-const HELD_BLOCKS_MAX: u64 = 1 << 62;
+/// More than any pool has blocks. No count of held or frozen blocks goes beyond it, so that the sum
+/// over all volumes fits.
+pub(super) const HELD_BLOCKS_MAX: u64 = 1 << 46;
 
 /// A volume or snapshot.
 #[derive(Clone, Debug)]
@@ -17,13 +18,15 @@ pub struct Volume {
     pub entry: VolumeEntry,
     /// Blocks taken for writes that are not yet in the map.
     pub inflight_blocks: u64,
+    /// Sum of the frozen blocks of its clones and snapshots.
+    pub frozen_blocks: u64,
 }
 
 impl Volume {
     /// A volume with nothing under way.
     #[must_use]
     pub const fn new(entry: VolumeEntry) -> Self {
-        Self { entry, inflight_blocks: 0 }
+        Self { entry, inflight_blocks: 0, frozen_blocks: 0 }
     }
 
     /// LBAs of the volume; the last may be partly beyond its size.
@@ -50,11 +53,21 @@ impl Volume {
         self.entry.reservation_blocks.saturating_sub(self.own() + self.inflight_blocks)
     }
 
+    /// Blocks that it has added to the pool, at most: what it wrote and still has, and what it
+    /// wrote and its clones and snapshots keep.
+    #[must_use]
+    pub fn grown(&self) -> u64 {
+        let own = self.own();
+        // What nobody else keeps is in its map, or gone.
+        let held = self.entry.held_blocks.min(self.mapped() - own);
+        own + held + self.frozen_blocks
+    }
+
     /// Whether it may take `blocks` more under its growth limit.
     #[must_use]
     pub fn may_grow(&self, blocks: u64) -> bool {
         let limit = self.entry.growth_limit_blocks;
-        limit == 0 || self.own() + self.entry.held_blocks + self.inflight_blocks + blocks <= limit
+        limit == 0 || self.grown() + self.inflight_blocks + blocks <= limit
     }
 
     /// Whether writes are refused.
@@ -158,10 +171,13 @@ pub fn check_entry(entry: &VolumeEntry) -> Result<()> {
 /// Checks that no sum of an entry is beyond what there can be: what is added to it must fit.
 fn check_sums(entry: &VolumeEntry) -> Result<()> {
     let (mapped, own) = entry.root.as_ref().map_or((0, 0), |root| (root.ptr.mapped, root.ptr.own));
-    if mapped > limits::VOLUME_BLOCKS_MAX || own > mapped || entry.held_blocks > HELD_BLOCKS_MAX {
+    if mapped > limits::VOLUME_BLOCKS_MAX
+        || own > mapped
+        || entry.held_blocks.max(entry.frozen_blocks) > HELD_BLOCKS_MAX
+    {
         return Err(Error::corrupt(format!(
-            "volume {}: {mapped} blocks mapped, {own} of its own, {} held are impossible",
-            entry.name, entry.held_blocks
+            "volume {}: {mapped} blocks mapped, {own} of its own, {} held, {} frozen: impossible",
+            entry.name, entry.held_blocks, entry.frozen_blocks
         )));
     }
     Ok(())
