@@ -3,9 +3,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use pando_engine::disk::executor::Executor;
+use pando_engine::disk::mem::MemDisk;
+use pando_engine::disk::park::ThreadDriver;
+use pando_engine::format::geometry::Geometry;
 use pando_engine::format::record::{self, Record};
-use pando_engine::journal::ReplayLog;
-use pando_engine::units::{Seqno, VolumeId};
+use pando_engine::format::superblock::Superblock;
+use pando_engine::journal::LogReader;
+use pando_engine::units::{BlockNo, Generation, Seqno, VolumeId};
 
 const RING: usize = 8 * 4096;
 const SALT: u32 = 7;
@@ -35,14 +40,34 @@ fuzz_target!(|bytes: &[u8]| {
         }
         next = next.next();
     }
-    let mut expected = Seqno::new(1);
-    for framed in ReplayLog::new(&ring, 0, Seqno::new(1), SALT) {
-        assert_eq!(framed.seqno, expected, "no gap is read over");
-        expected = expected.next();
-        let mut again = Vec::new();
-        record::encode(&framed.record, framed.seqno, framed.durable, SALT, &mut again)
-            .expect("what was read can be written");
-        assert_eq!(again.len(), framed.bytes);
-    }
-    assert!(expected <= next, "nothing is read that was not written");
+    let geometry = Geometry::new(1000, 8, 1).expect("a small pool");
+    let memory = MemDisk::new(1000 * 4096);
+    let mut mapped = memory
+        .map_ring(geometry.journal_start().byte_offset(), RING)
+        .expect("the ring lies inside the disk");
+    mapped.store(0, &ring);
+    let superblock = Superblock {
+        uuid: [0; 16],
+        geometry,
+        generation: Generation::new(1),
+        catalogue: BlockNo::new(0),
+        catalogue_bytes: 0,
+        journal_offset: 0,
+        seal: Seqno::new(0),
+        salt: SALT,
+        clean: false,
+    };
+    Executor::new(ThreadDriver::new()).block_on(async {
+        let mut log = LogReader::behind(&memory.disk(), &superblock);
+        let mut expected = Seqno::new(1);
+        while let Some(framed) = log.next().await.expect("memory can be read") {
+            assert_eq!(framed.seqno, expected, "no gap is read over");
+            expected = expected.next();
+            let mut again = Vec::new();
+            record::encode(&framed.record, framed.seqno, framed.durable, SALT, &mut again)
+                .expect("what was read can be written");
+            assert_eq!(again.len(), framed.bytes);
+        }
+        assert!(expected <= next, "nothing is read that was not written");
+    });
 });

@@ -15,7 +15,7 @@
 
 mod replay;
 
-pub use replay::{ReplayLog, lost_record, read_log};
+pub use replay::{LogReader, lost_record};
 
 use crate::disk::RingMemory;
 use crate::error::Result;
@@ -172,40 +172,40 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use parking_lot::Mutex;
-
     use super::*;
-    use crate::units::VolumeId;
+    use crate::disk::executor::Executor;
+    use crate::disk::mem::MemDisk;
+    use crate::disk::park::ThreadDriver;
+    use crate::format::geometry::Geometry;
+    use crate::format::superblock::Superblock;
+    use crate::units::{BLOCK_SIZE, BlockNo, Generation, VolumeId};
 
-    struct Plain(Arc<Mutex<Vec<u8>>>);
-
-    impl RingMemory for Plain {
-        fn len_bytes(&self) -> usize {
-            self.0.lock().len()
-        }
-        fn store(&mut self, offset: usize, bytes: &[u8]) {
-            self.0.lock()[offset..offset + bytes.len()].copy_from_slice(bytes);
-        }
-        fn prepare(&mut self, offset: usize, len: usize) -> Result<()> {
-            assert!(offset + len <= self.0.lock().len());
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn laps_and_paddings_are_read_back() {
-        let memory = Arc::new(Mutex::new(vec![0; 8 * 4096]));
-        let mut journal = Journal::new(Box::new(Plain(Arc::clone(&memory))), 0, 7).unwrap();
-        let mut first = Seqno::new(1);
-        let mut next = first;
-        let mut start = 0;
+    /// Writes and reads back laps of a ring of `blocks`, in which `fill` says how likely it is that
+    /// a lap ends early.
+    fn laps(blocks: u64, rounds: u64, room: usize, fill: u64) {
+        let memory = MemDisk::new((blocks + 1000) * BLOCK_BYTES);
+        let geometry = Geometry::new(blocks + 1000, blocks, 1).unwrap();
+        let place = geometry.journal_start().byte_offset();
+        let ring = memory.map_ring(place, to_usize(blocks * BLOCK_BYTES)).unwrap();
+        let mut journal = Journal::new(ring, 0, 7).unwrap();
+        let mut superblock = Superblock {
+            uuid: [0; 16],
+            geometry,
+            generation: Generation::new(1),
+            catalogue: BlockNo::new(0),
+            catalogue_bytes: 0,
+            journal_offset: 0,
+            seal: Seqno::new(0),
+            salt: 7,
+            clean: false,
+        };
+        let mut next = Seqno::new(1);
         let mut random = 12345u64;
-        for round in 0..200 {
+        let disk = memory.disk();
+        for round in 0..rounds {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round);
             let record = Record::Delete(VolumeId::new(random));
-            while journal.has_room(4000) && !(random >> 33).is_multiple_of(13) {
+            while journal.has_room(room) && !(random >> 33).is_multiple_of(fill) {
                 journal.append(next, Seqno::new(0), &record).unwrap();
                 next = next.next();
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -213,19 +213,66 @@ mod tests {
                     journal.pad();
                 }
             }
-            let ring = memory.lock().clone();
-            let log = ReplayLog::new(&ring, start, first, 7);
-            let mut seen = first;
-            for framed in log {
-                assert_eq!(framed.seqno, seen);
-                seen = seen.next();
-            }
-            assert_eq!(seen, next, "every record is read back, and no stale one");
+            Executor::new(ThreadDriver::new()).block_on(async {
+                let mut log = LogReader::behind(&disk, &superblock);
+                let mut seen = superblock.seal;
+                while let Some(framed) = log.next().await.unwrap() {
+                    seen = seen.next();
+                    assert_eq!(framed.seqno, seen);
+                }
+                assert_eq!(seen.next(), next, "every record is read back, and no stale one");
+                let lost = lost_record(&disk, &superblock, next).await.unwrap();
+                assert_eq!(lost, None);
+            });
             let tail = journal.pad();
             journal.release(tail);
-            start = journal.offset(tail);
-            first = next;
+            superblock.journal_offset = journal.offset(tail);
+            superblock.seal = Seqno::new(next.get() - 1);
         }
-        assert!(journal.appended_bytes() > 3 * 8 * 4096, "several laps");
+        assert!(journal.appended_bytes() > 3 * blocks * BLOCK_BYTES, "several laps");
+    }
+
+    #[test]
+    fn laps_and_paddings_are_read_back() {
+        laps(8, 200, 4000, 13);
+    }
+
+    #[test]
+    fn a_ring_of_several_windows_is_read_back() {
+        laps(900, 16, RECORD_BYTES_MAX, 300_000);
+    }
+
+    #[test]
+    fn a_lost_record_is_found_wherever_the_next_ones_lie() {
+        let geometry = Geometry::new(2000, 600, 1).unwrap();
+        let place = geometry.journal_start().byte_offset();
+        let salt = 7;
+        let superblock = Superblock {
+            uuid: [0; 16],
+            geometry,
+            generation: Generation::new(1),
+            catalogue: BlockNo::new(0),
+            catalogue_bytes: 0,
+            journal_offset: 0,
+            seal: Seqno::new(0),
+            salt,
+            clean: false,
+        };
+        // At the ends of windows, and of the ring.
+        for at in [8, (1 << 20) - 8, 1 << 20, (2 << 20) - 4096 - 48, 600 * BLOCK_SIZE - 48] {
+            let memory = MemDisk::new(2000 * BLOCK_BYTES);
+            let mut ring = memory.map_ring(place, 600 * BLOCK_SIZE).unwrap();
+            let mut bytes = Vec::new();
+            let record = Record::Delete(VolumeId::new(1));
+            record::encode(&record, Seqno::new(9), Seqno::new(3), salt, &mut bytes).unwrap();
+            ring.store(at, &bytes);
+            Executor::new(ThreadDriver::new()).block_on(async {
+                for (next, found) in [(3, Some(Seqno::new(9))), (4, None)] {
+                    let next = Seqno::new(next);
+                    let lost = lost_record(&memory.disk(), &superblock, next).await.unwrap();
+                    assert_eq!(lost, found, "at {at}");
+                }
+            });
+        }
     }
 }

@@ -68,7 +68,7 @@ impl Pool {
         };
         let strict = Strict { newest: true, older: settled };
         let check = Check { disk: self.disk(), live: Some(self), window: WINDOW_PAGES };
-        Ok(check.run(superblock, strict, durable, progress).await)
+        Ok(check.run(superblock, strict, Some(durable), progress).await)
     }
 }
 
@@ -81,10 +81,9 @@ pub async fn check_offline(
     progress: &dyn Fn(u64, u64),
 ) -> Result<CheckReport> {
     let superblock = load::superblock(disk).await?;
-    let (strict, seal) =
-        (Strict { newest: superblock.clean, older: superblock.clean }, superblock.seal);
+    let strict = Strict { newest: superblock.clean, older: superblock.clean };
     let check = Check { disk, live: None, window: WINDOW_PAGES };
-    Ok(check.run(superblock, strict, seal, progress).await)
+    Ok(check.run(superblock, strict, None, progress).await)
 }
 
 /// One check.
@@ -100,7 +99,7 @@ impl Check<'_> {
         &self,
         superblock: Superblock,
         strict: Strict,
-        durable: Seqno,
+        durable: Option<Seqno>,
         progress: &dyn Fn(u64, u64),
     ) -> CheckReport {
         let generation = superblock.generation.get();

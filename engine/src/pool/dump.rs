@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::format::node::{Entry, InnerEntry, LBA_END, LeafEntry, Node, NodePtr, NodeRef, Root};
 use crate::format::record::Record;
 use crate::format::superblock::Superblock;
-use crate::journal::{ReplayLog, read_log};
+use crate::journal::LogReader;
 use crate::space::KeyHasher;
 use crate::units::{Lba, to_u64};
 
@@ -199,21 +199,22 @@ impl Dump<'_> {
     }
 
     async fn journal(&mut self, disk: &Rc<dyn Disk>, superblock: &Superblock) -> Result<()> {
-        let Superblock { journal_offset, seal, salt, .. } = *superblock;
+        let Superblock { journal_offset, seal, .. } = *superblock;
         self.line(
             0,
             format_args!("journal behind {seal}, from byte {journal_offset} of the ring"),
         )?;
-        let ring = match read_log(disk, &superblock.geometry).await {
-            Ok(ring) => ring,
-            Err(error) => return self.line(1, error),
-        };
-        for framed in ReplayLog::new(&ring, journal_offset, seal.next(), salt) {
+        let mut log = LogReader::behind(disk, superblock);
+        loop {
+            let framed = match log.next().await {
+                Ok(Some(framed)) => framed,
+                Ok(None) => return Ok(()),
+                Err(error) => return self.line(1, error),
+            };
             let (seqno, durable, bytes) = (framed.seqno, framed.durable, framed.bytes);
             let what = summary(&framed.record);
             self.line(1, format_args!("{seqno}, {bytes} bytes, durable {durable}: {what}"))?;
         }
-        Ok(())
     }
 }
 

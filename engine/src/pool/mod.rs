@@ -14,6 +14,7 @@ mod open;
 mod place;
 mod read;
 mod record;
+mod recover;
 mod scrub;
 #[cfg(test)]
 mod scrub_tests;

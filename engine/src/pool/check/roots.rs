@@ -5,11 +5,12 @@ use std::rc::Rc;
 
 use crate::checkpoint::load::read_block;
 use crate::disk::Disk;
+use crate::error::Error;
 use crate::format::catalogue::{Catalogue, VolumeEntry};
 use crate::format::geometry::Geometry;
 use crate::format::record::{Framed, Record};
 use crate::format::superblock::Superblock;
-use crate::journal::{ReplayLog, lost_record, read_log};
+use crate::journal::{LogReader, lost_record};
 use crate::limits::MAP_LEVELS_MAX;
 use crate::state::check_entry;
 use crate::units::{BlockNo, Generation, Lba, Seqno, VolumeId, blocks_for, to_usize};
@@ -129,43 +130,54 @@ pub(super) fn catalogue(
     whole
 }
 
-/// K10 and K12: the journal behind the checkpoint. `durable` is what the open pool knows to be
-/// there at least.
+/// K10 and K12: the journal behind the checkpoint. `durable` is what an open pool knows to be there
+/// at least.
 pub(super) async fn journal(
     disk: &Rc<dyn Disk>,
     superblock: &Superblock,
     known: Option<&Catalogue>,
-    durable: Seqno,
+    durable: Option<Seqno>,
     findings: &mut Findings,
 ) {
-    let ring = match read_log(disk, &superblock.geometry).await {
-        Ok(ring) => ring,
-        Err(error) => return findings.add(Kind::Journal, error),
-    };
-    let Superblock { journal_offset, seal, salt, .. } = *superblock;
+    if let Err(error) = read_journal(disk, superblock, known, durable, findings).await {
+        findings.add(Kind::Journal, error);
+    }
+}
+
+async fn read_journal(
+    disk: &Rc<dyn Disk>,
+    superblock: &Superblock,
+    known: Option<&Catalogue>,
+    durable: Option<Seqno>,
+    findings: &mut Findings,
+) -> Result<(), Error> {
+    let mut log = LogReader::behind(disk, superblock);
     let mut targets = known.map(|catalogue| Targets::new(superblock.geometry, catalogue));
-    let mut last = seal;
-    for framed in ReplayLog::new(&ring, journal_offset, seal.next(), salt) {
+    let mut last = superblock.seal;
+    while let Some(framed) = log.next().await? {
         last = framed.seqno;
         if superblock.clean {
             let what = format!("the pool was closed, and record {} follows", last.get());
-            return findings.add(Kind::Clean, what);
+            findings.add(Kind::Clean, what);
+            return Ok(());
         }
         if let Some(what) = targets.as_mut().and_then(|targets| targets.take(&framed)) {
             findings.add(Kind::Journal, format_args!("record {}: {what}", last.get()));
         }
     }
-    if let Some(later) = lost_record(&ring, last.next(), salt) {
-        let what = format!(
-            "record {} is damaged or lost: record {} says that it was durable",
-            last.next().get(),
-            later.get()
-        );
-        findings.add(Kind::Journal, what);
-    } else if last < durable {
-        let what = format!("record {} is damaged or lost, it was durable", last.next().get());
+    let next = last.next();
+    // An open pool writes meanwhile: what it knew before is what can be asked for.
+    let proof = match durable {
+        Some(durable) => (durable >= next).then(|| "it was durable".to_owned()),
+        None => lost_record(disk, superblock, next)
+            .await?
+            .map(|later| format!("record {} says that it was durable", later.get())),
+    };
+    if let Some(proof) = proof {
+        let what = format!("record {} is damaged or lost: {proof}", next.get());
         findings.add(Kind::Journal, what);
     }
+    Ok(())
 }
 
 /// The volumes as the records see them.
