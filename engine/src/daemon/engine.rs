@@ -54,6 +54,7 @@ fn set_pool(new: Option<Pool>) {
 pub(super) struct Engine {
     shards: Vec<ShardHandle>,
     file: Arc<PoolFile>,
+    core: Arc<Core>,
     /// Work for the API is refused.
     stopping: AtomicBool,
 }
@@ -70,35 +71,19 @@ impl Engine {
         for index in 0..config.shard_count() {
             shards.push(Shard::start_with(format!("shard-{index}"), options, || async {})?);
         }
-        let engine = Self { shards, file, stopping: AtomicBool::new(false) };
         let open = OpenOptions {
             cache_bytes: config.cache_bytes,
             discard: config.discard,
             ..OpenOptions::default()
         };
-        let core = engine.open(open).await?;
-        for shard in &engine.shards[1..] {
-            let (core, file) = (Arc::clone(&core), Arc::clone(&engine.file));
+        let core = open_pool(&shards[0], &file, open).await?;
+        for shard in &shards[1..] {
+            let (core, file) = (Arc::clone(&core), Arc::clone(&file));
             shard
                 .call(move || async move { set_pool(Some(Pool::attach(core, file.disk()))) })
                 .await?;
         }
-        Ok(engine)
-    }
-
-    async fn open(&self, options: OpenOptions) -> Result<Arc<Core>> {
-        let file = Arc::clone(&self.file);
-        let path = file.path().display().to_string();
-        let opened = self.shards[0].call(move || async move {
-            let ring = Arc::clone(&file);
-            let map = move |offset, len| ring.map_ring(offset, len);
-            let pool = Pool::open(file.disk(), map, options).await?;
-            let core = pool.core();
-            set_pool(Some(pool.clone()));
-            spawn_local(async move { pool.run_background().await });
-            Ok(core)
-        });
-        opened.await?.map_err(|error: Error| error.context(format!("pool {path}")))
+        Ok(Self { shards, file, core, stopping: AtomicBool::new(false) })
     }
 
     /// Runs `work` with the pool on the shard of control operations.
@@ -133,6 +118,7 @@ impl Engine {
     /// Refuses work for the API from now on, so that long calls come to their end.
     pub(super) fn refuse_work(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+        self.core.end_walks();
     }
 
     /// The shards, the one of control operations first.
@@ -173,6 +159,26 @@ impl Engine {
         });
         closed.and(joined.map(|_| ()))
     }
+}
+
+/// Opens the pool on the shard of control operations, with its background task.
+async fn open_pool(
+    shard: &ShardHandle,
+    file: &Arc<PoolFile>,
+    options: OpenOptions,
+) -> Result<Arc<Core>> {
+    let path = file.path().display().to_string();
+    let file = Arc::clone(file);
+    let opened = shard.call(move || async move {
+        let ring = Arc::clone(&file);
+        let map = move |offset, len| ring.map_ring(offset, len);
+        let pool = Pool::open(file.disk(), map, options).await?;
+        let core = pool.core();
+        set_pool(Some(pool.clone()));
+        spawn_local(async move { pool.run_background().await });
+        Ok(core)
+    });
+    opened.await?.map_err(|error: Error| error.context(format!("pool {path}")))
 }
 
 async fn on<R, F, Fut>(shard: &ShardHandle, work: F) -> Result<R>

@@ -10,7 +10,8 @@
 //!          and with what the open pool may allocate (K7 K18)
 //! ```
 //! It works on an open pool and on a disk that no pool has open, by the same code. While it looks
-//! at an open pool it holds further checkpoints back: writers go on until the journal is full.
+//! at an open pool it holds further checkpoints back: writers go on until the journal is full. It is
+//! given up when the pool is closed.
 //! Data is not read; that is the scrub (K15).
 
 mod count;
@@ -58,7 +59,7 @@ impl Pool {
     /// blocks are done, of how many.
     ///
     /// # Errors
-    /// None of what it finds is an error. The device's, when nothing can be read at all.
+    /// `Shutdown` when the pool is closed meanwhile. None of what it finds is an error.
     pub async fn check(&self, progress: &dyn Fn(u64, u64)) -> Result<CheckReport> {
         let checkpointer = self.core.checkpointer.lock().await;
         let superblock = checkpointer.superblock.clone();
@@ -68,7 +69,7 @@ impl Pool {
         };
         let strict = Strict { newest: true, older: settled };
         let check = Check { disk: self.disk(), live: Some(self), window: WINDOW_PAGES };
-        Ok(check.run(superblock, strict, Some(durable), progress).await)
+        check.run(superblock, strict, Some(durable), progress).await
     }
 }
 
@@ -83,7 +84,7 @@ pub async fn check_offline(
     let superblock = load::superblock(disk).await?;
     let strict = Strict { newest: superblock.clean, older: superblock.clean };
     let check = Check { disk, live: None, window: WINDOW_PAGES };
-    Ok(check.run(superblock, strict, None, progress).await)
+    check.run(superblock, strict, None, progress).await
 }
 
 /// One check.
@@ -101,7 +102,7 @@ impl Check<'_> {
         strict: Strict,
         durable: Option<Seqno>,
         progress: &dyn Fn(u64, u64),
-    ) -> CheckReport {
+    ) -> Result<CheckReport> {
         let generation = superblock.generation.get();
         let mut report = CheckReport { generation, ..CheckReport::default() };
         let mut findings = Findings::default();
@@ -112,7 +113,7 @@ impl Check<'_> {
                 roots::journal(self.disk, &superblock, known, durable, &mut findings).await;
                 if roots::catalogue(&superblock, &found.catalogue, &mut findings) {
                     let durable = Durable::new(self.disk, superblock, found);
-                    self.blocks(&durable, &mut report, &mut findings, progress).await;
+                    self.blocks(&durable, &mut report, &mut findings, progress).await?;
                 }
             }
             Err(error) => {
@@ -122,7 +123,7 @@ impl Check<'_> {
         }
         report.findings = findings.list;
         report.more = findings.more;
-        report
+        Ok(report)
     }
 
     /// Everything that the catalogue leads to, and the tables.
@@ -132,7 +133,7 @@ impl Check<'_> {
         report: &mut CheckReport,
         findings: &mut Findings,
         progress: &dyn Fn(u64, u64),
-    ) {
+    ) -> Result<()> {
         let geometry = durable.superblock.geometry;
         let dropped = tables::dropped(durable);
         let windows = windows(&geometry, self.window);
@@ -144,13 +145,18 @@ impl Check<'_> {
         for (pass, window) in windows.into_iter().enumerate() {
             let counts = Recount::new(geometry, window);
             let mut walk = Walk::new(durable, counts, findings, pass == 0);
-            walk.all(&|walked| progress((done + walked).min(total), total)).await;
+            let progress_here = |walked: u64| {
+                progress((done + walked).min(total), total);
+                self.check_walking()
+            };
+            walk.all(&progress_here).await?;
             report.nodes = walk.nodes();
             report.data_blocks += walk.data_blocks;
             done += walk.data_blocks;
             let (counts, complete) = (&walk.counts, walk.complete);
             let compare = Compare { durable, counts, complete, dropped: &dropped, live: self.live };
             for group in counts.groups() {
+                self.check_walking()?;
                 compare.group(group, walk.findings).await;
                 done += geometry.group_len(group);
                 progress(done.min(total), total);
@@ -160,5 +166,11 @@ impl Check<'_> {
             tables::waiting(pool, findings);
         }
         progress(total, total);
+        Ok(())
+    }
+
+    /// Nobody is kept waiting who wants to close the pool.
+    fn check_walking(&self) -> Result<()> {
+        self.live.map_or(Ok(()), |pool| pool.core.check_walking())
     }
 }

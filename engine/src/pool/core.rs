@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
@@ -115,6 +115,8 @@ pub struct Core {
     pub(crate) published_event: Notify,
     /// A checkpoint is wanted, or the pool is closing.
     pub(crate) wanted_event: Notify,
+    /// Walks of the whole pool are to end: the pool is about to be closed.
+    walks_end: AtomicBool,
     /// Counters.
     pub(crate) counters: Counters,
     /// How the pool was opened.
@@ -132,6 +134,7 @@ impl Core {
             durable_event: Notify::new(),
             published_event: Notify::new(),
             wanted_event: Notify::new(),
+            walks_end: AtomicBool::new(false),
             counters: Counters::default(),
             options,
             uuid,
@@ -166,6 +169,20 @@ impl Core {
     /// Asks the background task for a checkpoint.
     pub(crate) fn want_checkpoint(&self) {
         self.wanted_event.notify_one();
+    }
+
+    /// Lets a check, a dump and a space report under way end at once, with an error, because they
+    /// hold checkpoints back: before the pool is closed. There can be no others after that.
+    pub fn end_walks(&self) {
+        self.walks_end.store(true, Ordering::Relaxed);
+    }
+
+    /// Asked by a walk between its steps.
+    pub(crate) fn check_walking(&self) -> Result<()> {
+        if self.walks_end.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Shutdown, "given up: the pool is being closed"));
+        }
+        Ok(())
     }
 
     pub(crate) fn snapshot_counters(&self, journal_bytes: u64) -> PoolCounters {

@@ -24,10 +24,11 @@ impl Pool {
     /// further checkpoints back meanwhile: writers go on until the journal is full.
     ///
     /// # Errors
-    /// Those of `out`. What cannot be read on the disk is part of the text.
+    /// Those of `out`, `Shutdown` when the pool is closed meanwhile. What cannot be read on the disk is part of the text.
     pub async fn dump(&self, out: &mut dyn Write) -> Result<()> {
         let checkpointer = self.core.checkpointer.lock().await;
-        dump(self.disk(), &checkpointer.superblock, out).await
+        let going_on = || self.core.check_walking();
+        dump(self.disk(), &checkpointer.superblock, out, &going_on).await
     }
 }
 
@@ -37,11 +38,16 @@ impl Pool {
 /// Those of `out`, or that there is no whole superblock.
 pub async fn dump_offline(disk: &Rc<dyn Disk>, out: &mut dyn Write) -> Result<()> {
     let superblock = load::superblock(disk).await?;
-    dump(disk, &superblock, out).await
+    dump(disk, &superblock, out, &|| Ok(())).await
 }
 
-async fn dump(disk: &Rc<dyn Disk>, superblock: &Superblock, out: &mut dyn Write) -> Result<()> {
-    let mut dump = Dump { out, printed: HashSet::default() };
+async fn dump(
+    disk: &Rc<dyn Disk>,
+    superblock: &Superblock,
+    out: &mut dyn Write,
+    going_on: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    let mut dump = Dump { out, going_on, printed: HashSet::default() };
     dump.superblocks(disk, superblock).await?;
     match load::catalogue_as_is(disk, superblock).await {
         Ok(found) if to_u64(found.catalogue.groups.len()) == superblock.geometry.groups() => {
@@ -58,6 +64,8 @@ async fn dump(disk: &Rc<dyn Disk>, superblock: &Superblock, out: &mut dyn Write)
 
 struct Dump<'a> {
     out: &'a mut dyn Write,
+    /// Asked before each node; its error ends the dump.
+    going_on: &'a dyn Fn() -> Result<()>,
     /// Nodes that several maps share are written once.
     printed: HashSet<u64, BuildHasherDefault<KeyHasher>>,
 }
@@ -137,6 +145,7 @@ impl Dump<'_> {
     ) -> Result<()> {
         let mut stack = vec![(top, own, 1)];
         while let Some((wanted, own, depth)) = stack.pop() {
+            (self.going_on)()?;
             let NodeRef { block, birth, level, lba, mapped, .. } = wanted;
             let pointer =
                 format!("node at {block} {birth} level {level} {lba} mapped {mapped} own {own}");

@@ -62,6 +62,7 @@ impl Pool {
     /// The device's.
     pub async fn close(&self) -> Result<()> {
         self.core.lock().closing = true;
+        self.core.end_walks();
         self.core.wanted_event.notify_one();
         self.core.published_event.notify_waiters();
         self.checkpoint_of(Kind { clean: true, ..Kind::default() }).await

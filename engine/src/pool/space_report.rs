@@ -38,6 +38,7 @@ impl Pool {
             walk.push(root.node_ref()).await?;
         }
         while !walk.stack.is_empty() {
+            self.core.check_walking()?;
             walk.step().await?;
         }
         let mapped = root.map_or(0, |root| root.mapped());

@@ -1,13 +1,17 @@
 //! The checker finds nothing in a sound pool, and each kind of damage by its number and place.
 //! Damage is made with all checksums right, where it is not the checksum that is damaged.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use super::super::durable::Durable;
 use super::super::testing::{World, durable_of, image};
 use super::{Check, CheckReport, check_offline};
 use crate::checkpoint::load;
+use crate::disk::executor::{end_of_turn, spawn_local};
 use crate::disk::sim::{CutPlan, Image, SimDisk, SimImage, SimOptions};
+use crate::error::ErrorKind;
 use crate::format::catalogue::{Catalogue, NodeDrop, chain_blocks, encode_chain_block};
 use crate::format::codec::encode_catalogue;
 use crate::format::geometry::{Geometry, PageId, Table};
@@ -196,7 +200,8 @@ fn check_image(image: &SimImage, window: u64) -> CheckReport {
         let superblock = load::superblock(&disk).await.unwrap();
         let clean = superblock.clean;
         let strict = super::Strict { newest: clean, older: clean };
-        Check { disk: &disk, live: None, window }.run(superblock, strict, None, &|_, _| ()).await
+        let check = Check { disk: &disk, live: None, window };
+        check.run(superblock, strict, None, &|_, _| ()).await.unwrap()
     });
     report.unwrap()
 }
@@ -446,6 +451,30 @@ fn k7_and_k18_what_an_open_pool_would_allocate() {
         let report = world.pool.check(&|_, _| ()).await.unwrap();
         assert_eq!(report.findings.len(), 1, "{report:?}");
         assert_eq!(report.findings[0].code, "K18");
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_check_does_not_hold_up_closing() {
+    let sim = SimDisk::new(6, BLOCKS, SimOptions::default());
+    sim.run(async {
+        let mut world = World::new(&sim, 6).await;
+        world.steps(300).await;
+        let (pool, told) = (world.pool.clone(), Rc::new(Cell::new(0)));
+        let calls = Rc::clone(&told);
+        let (ended, report) = tokio::sync::oneshot::channel();
+        spawn_local(async move {
+            let report = pool.check(&|_, _| calls.set(calls.get() + 1)).await;
+            ended.send(report.map_err(|error| error.kind())).unwrap();
+        });
+        while told.get() == 0 {
+            end_of_turn().await;
+            world.pool.disk().sleep(std::time::Duration::from_micros(1)).await;
+        }
+        world.pool.close().await.unwrap();
+        assert_eq!(report.await.unwrap(), Err(ErrorKind::Shutdown));
+        assert!(told.get() <= 2, "it went on for {} steps", told.get());
     })
     .unwrap();
 }

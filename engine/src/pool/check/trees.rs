@@ -18,6 +18,9 @@ use super::findings::{FindingKind as Kind, Findings};
 /// Blocks counted in one turn.
 const BUSY_MAX: u64 = 1 << 14;
 
+/// Hears how many blocks have been counted; an error ends the walk.
+type Progress<'a> = dyn Fn(u64) -> Result<(), Error> + 'a;
+
 /// A pointer to follow.
 #[derive(Clone, Copy)]
 struct Step {
@@ -86,8 +89,9 @@ impl<'a> Walk<'a> {
         self.visited.len()
     }
 
-    /// Counts everything that the catalogue leads to. `progress` hears of each batch of nodes.
-    pub(super) async fn all(&mut self, progress: &dyn Fn(u64)) {
+    /// Counts everything that the catalogue leads to. `progress` hears of each batch of nodes, and
+    /// its error ends the walk.
+    pub(super) async fn all(&mut self, progress: &Progress<'_>) -> Result<(), Error> {
         for block in &self.durable.found.catalogue_blocks {
             self.count(*block, BlockType::Catalogue, "catalogue");
         }
@@ -100,14 +104,15 @@ impl<'a> Walk<'a> {
             let owner = Owner { name: &volume.name, lbas, shared_at: volume.shared_at };
             if let Some(root) = &volume.root {
                 self.follow(root.node_ref(), root.ptr.own, &owner);
-                self.drain(&owner, progress).await;
+                self.drain(&owner, progress).await?;
             }
         }
         for drop in &self.durable.found.catalogue.drops {
             let owner = Owner { name: "", lbas: LBA_END, shared_at: Seqno::new(u64::MAX) };
             self.follow_drop(drop, &owner);
-            self.drain(&owner, progress).await;
+            self.drain(&owner, progress).await?;
         }
+        Ok(())
     }
 
     fn follow_drop(&mut self, drop: &NodeDrop, owner: &Owner<'_>) {
@@ -159,7 +164,7 @@ impl<'a> Walk<'a> {
         true
     }
 
-    async fn drain(&mut self, owner: &Owner<'_>, progress: &dyn Fn(u64)) {
+    async fn drain(&mut self, owner: &Owner<'_>, progress: &Progress<'_>) -> Result<(), Error> {
         while !self.stack.is_empty() {
             let some = self.stack.split_off(self.stack.len().saturating_sub(PARALLEL));
             let read = self.durable.read_all(some.iter().map(|step| step.node.block)).await;
@@ -176,8 +181,9 @@ impl<'a> Walk<'a> {
                     }
                 }
             }
-            progress(self.nodes() + self.data_blocks);
+            progress(self.nodes() + self.data_blocks)?;
         }
+        Ok(())
     }
 
     /// Verifies a node and follows its pointers; returns its extents.
