@@ -3,6 +3,7 @@
 //! ```text
 //! index: block -> slot       about: block, birth, level, dirty, referenced    (one per slot)
 //!                            pages: the node itself, 512 to a huge page       (one per slot)
+//!                            hints: slot of each child, when last seen        (inner nodes)
 //! ```
 //!
 //! Invariants: a node in the cache has been verified against the pointer that led to it, or was
@@ -10,7 +11,7 @@
 //! evicted during an edit, so what [`super::prepare_edit`] found stays. Which node is evicted
 //! depends on the order of calls alone.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use memmap2::{Advice, MmapMut};
 use zerocopy::{FromBytes, IntoBytes};
@@ -18,7 +19,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::index::Index;
 use super::{Fanout, Missing};
 use crate::error::{Error, Result};
-use crate::format::node::{Node, NodeBlock, seal_crc};
+use crate::format::node::{INNER_ENTRIES_MAX, Node, NodeBlock, seal_crc};
 use crate::limits::MAP_LEVELS_MAX;
 use crate::units::{BLOCK_SIZE, BlockNo, Seqno, to_u32, to_u64, to_usize};
 
@@ -31,6 +32,8 @@ const CLEAN_MIN: usize = 4 * MAP_LEVELS_MAX;
 /// there at the next call, and the cache is over its capacity until then.
 const SCAN_MAX: usize = 1024;
 const CLEAN: u32 = u32::MAX;
+/// The row of hints of a leaf, which has none.
+const NO_ROW: u32 = u32::MAX;
 const NO_BLOCK: BlockNo = BlockNo::new(u64::MAX);
 
 /// Index of a node's place in the cache.
@@ -48,10 +51,17 @@ struct About {
     birth: Seqno,
     /// Position in the list of dirty nodes, or `CLEAN`.
     dirty_at: u32,
+    /// Which row of hints is the node's, or `NO_ROW`.
+    row: u32,
     level: u8,
     /// Set by readers, who share the cache; cleared by the hand of the clock.
     referenced: AtomicBool,
 }
+
+/// Where the children of an inner node were last found. A hint is checked against the pointer, so
+/// it may be wrong; when it is right, which is nearly always, the way down does not wait for the
+/// index.
+struct Hints([AtomicU32; INNER_ENTRIES_MAX]);
 
 /// Memory of many nodes: one huge page. A look-up in a large map goes to a node that no cache of
 /// the processor holds, and with small pages it would miss the TLB for each of them as well.
@@ -82,6 +92,8 @@ pub struct NodeCache {
     index: Index,
     about: Vec<About>,
     chunks: Vec<Chunk>,
+    hints: Vec<Hints>,
+    free_rows: Vec<u32>,
     free: Vec<Slot>,
     dirty: Vec<Slot>,
     hand: usize,
@@ -104,6 +116,8 @@ impl NodeCache {
             index: Index::new(),
             about: Vec::new(),
             chunks: Vec::new(),
+            hints: Vec::new(),
+            free_rows: Vec::new(),
             free: Vec::new(),
             dirty: Vec::new(),
             hand: 0,
@@ -217,15 +231,45 @@ impl NodeCache {
     /// The slot of the node that a pointer describes.
     pub(super) fn resident(&self, wanted: &Missing) -> std::result::Result<Slot, Missing> {
         let slot = self.find(wanted.block).ok_or(*wanted)?;
-        let about = &self.about[slot.at()];
-        if about.birth != wanted.birth || about.level != wanted.level {
+        if !self.holds(slot, wanted) {
             return Err(*wanted);
         }
-        // Readers share the cache: no store to a line that is already as it should be.
-        if !about.referenced.load(Ordering::Relaxed) {
-            about.referenced.store(true, Ordering::Relaxed);
-        }
+        self.refer_to(slot);
         Ok(slot)
+    }
+
+    /// As [`Self::resident`], for the child that the entry `at` of the inner node in `parent` names.
+    pub(super) fn child(
+        &self,
+        parent: Slot,
+        at: usize,
+        wanted: &Missing,
+    ) -> std::result::Result<Slot, Missing> {
+        let row = to_usize(u64::from(self.about[parent.at()].row));
+        let Some(hint) = self.hints.get(row).and_then(|row| row.0.get(at)) else {
+            return self.resident(wanted);
+        };
+        let slot = Slot(hint.load(Ordering::Relaxed));
+        if slot.at() < self.about.len() && self.holds(slot, wanted) {
+            self.refer_to(slot);
+            return Ok(slot);
+        }
+        let slot = self.resident(wanted)?;
+        hint.store(slot.0, Ordering::Relaxed);
+        Ok(slot)
+    }
+
+    fn holds(&self, slot: Slot, wanted: &Missing) -> bool {
+        let About { block, birth, level, .. } = self.about[slot.at()];
+        block == wanted.block && birth == wanted.birth && level == wanted.level
+    }
+
+    fn refer_to(&self, slot: Slot) {
+        let referenced = &self.about[slot.at()].referenced;
+        // Readers share the cache: no store to a line that is already as it should be.
+        if !referenced.load(Ordering::Relaxed) {
+            referenced.store(true, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn node(&self, slot: Slot) -> &Node {
@@ -292,7 +336,10 @@ impl NodeCache {
     pub(super) fn release(&mut self, slot: Slot) {
         self.set_clean(slot);
         self.unlist(slot);
-        self.about[slot.at()].block = NO_BLOCK;
+        let about = &mut self.about[slot.at()];
+        about.block = NO_BLOCK;
+        let row = std::mem::replace(&mut about.row, NO_ROW);
+        self.free_rows.extend((row != NO_ROW).then_some(row));
         self.free.push(slot);
     }
 
@@ -318,10 +365,19 @@ impl NodeCache {
 
     fn claim(&mut self, block: BlockNo, birth: Seqno, level: u8) -> Slot {
         let slot = self.free.pop().unwrap_or_else(|| self.add_slot());
+        let row = if level == 0 { NO_ROW } else { self.claim_row() };
         let referenced = AtomicBool::new(true);
-        self.about[slot.at()] = About { block, birth, dirty_at: CLEAN, level, referenced };
+        self.about[slot.at()] = About { block, birth, dirty_at: CLEAN, row, level, referenced };
         self.index.insert(block, slot.0);
         slot
+    }
+
+    /// A row of hints, which may hold those of the node that had it before.
+    fn claim_row(&mut self) -> u32 {
+        self.free_rows.pop().unwrap_or_else(|| {
+            self.hints.push(Hints([const { AtomicU32::new(0) }; INNER_ENTRIES_MAX]));
+            to_u32(to_u64(self.hints.len() - 1))
+        })
     }
 
     fn add_slot(&mut self) -> Slot {
@@ -331,7 +387,8 @@ impl NodeCache {
         }
         let birth = Seqno::new(0);
         let referenced = AtomicBool::new(false);
-        self.about.push(About { block: NO_BLOCK, birth, dirty_at: CLEAN, level: 0, referenced });
+        let (block, dirty_at, row, level) = (NO_BLOCK, CLEAN, NO_ROW, 0);
+        self.about.push(About { block, birth, dirty_at, row, level, referenced });
         slot
     }
 

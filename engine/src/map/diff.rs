@@ -103,16 +103,20 @@ impl Descent {
     fn go_down(&mut self, cache: &NodeCache, at: u64) -> Result<(), Missing> {
         if let Some(wanted) = self.node {
             let node = cache.node(cache.resident(&wanted)?);
-            let child = upper_bound(node.inner(), at).saturating_sub(1);
+            let child = upper_bound(node.inner(), &wanted, at).saturating_sub(1);
             let child = child_ref(node, child, wanted.end);
             *self = Self { node: Some(child), end: child.end.get() };
         }
         Ok(())
     }
 
-    fn leaf<'a>(&self, cache: &'a NodeCache) -> Result<&'a [LeafEntry], Missing> {
+    /// The entries of the leaf that end after `at`.
+    fn leaf<'a>(&self, cache: &'a NodeCache, at: u64) -> Result<&'a [LeafEntry], Missing> {
         match &self.node {
-            Some(node) => Ok(cache.node(cache.resident(node)?).leaf()),
+            Some(node) => {
+                let leaf = cache.node(cache.resident(node)?).leaf();
+                Ok(&leaf[first_overlap(leaf, node, at)..])
+            }
             None => Ok(&[]),
         }
     }
@@ -134,7 +138,7 @@ fn meet<'a>(
         }
         let level = old.level().max(new.level());
         if level == 0 {
-            let leaves = Some([old.leaf(cache)?, new.leaf(cache)?]);
+            let leaves = Some([old.leaf(cache, at)?, new.leaf(cache, at)?]);
             return Ok(Meeting { leaves, end });
         }
         for side in &mut sides {
@@ -145,7 +149,7 @@ fn meet<'a>(
     }
 }
 
-/// Compares two leaves within `range`; says how far `out` had room.
+/// Compares what two leaves have in `range`, both from its start on; says how far `out` had room.
 fn compare(
     old: &[LeafEntry],
     new: &[LeafEntry],
@@ -154,8 +158,7 @@ fn compare(
     out: &mut Vec<DiffRun>,
 ) -> u64 {
     let mut at = range.start;
-    let mut old = old[first_overlap(old, at)..].iter().peekable();
-    let mut new = new[first_overlap(new, at)..].iter().peekable();
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
     while at < range.end {
         let (old_block, old_end) = piece(&mut old, at);
         let (new_block, new_end) = piece(&mut new, at);

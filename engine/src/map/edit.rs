@@ -134,7 +134,7 @@ impl Editor<'_, '_> {
     ) -> Option<Pointers> {
         let slot = self.resident(node);
         let leaf = self.node(slot).leaf();
-        let from = first_overlap(leaf, self.start);
+        let from = first_overlap(leaf, node, self.start);
         let overlapping = leaf[from..].iter().take_while(|entry| entry.key() < self.end);
         let to = from + overlapping.count();
         if insert.is_none() {
@@ -195,7 +195,7 @@ impl Editor<'_, '_> {
         insert: Option<Extent>,
     ) -> Option<Pointers> {
         let slot = self.resident(node);
-        let span = Span::of(self.node(slot), self.start, self.end);
+        let span = Span::of(self.node(slot), node, self.start, self.end);
         let mut pieces = Pieces::new();
         let mut changed = false;
         for at in span.first..=span.last {

@@ -14,12 +14,12 @@ pub(super) struct Span {
 }
 
 impl Span {
-    pub(super) fn of(node: &Node, start: u64, end: u64) -> Self {
+    pub(super) fn of(node: &Node, of: &NodeRef, start: u64, end: u64) -> Self {
         let inner = node.inner();
-        let first = upper_bound(inner, start).saturating_sub(1);
+        let first = upper_bound(inner, of, start).saturating_sub(1);
         // Most ranges end in the child in which they begin.
         let last = match inner.get(first + 1) {
-            Some(next) if next.key() < end => upper_bound(inner, end - 1).saturating_sub(1),
+            Some(next) if next.key() < end => upper_bound(inner, of, end - 1).saturating_sub(1),
             _ => first,
         };
         Self { first, last: last.max(first) }
@@ -38,23 +38,22 @@ pub(super) fn covered(child: &NodeRef, start: u64, end: u64) -> bool {
     child.lba.get() >= start && child.end.get() <= end
 }
 
-/// The leaf that holds `lba` if any does, and where the next leaf begins.
-pub(super) fn leaf_of(cache: &NodeCache, root: &Root, lba: Lba) -> Result<(Slot, Lba), Missing> {
+/// The leaf that holds `lba` if any does, and what its pointer says of it.
+fn leaf_of(cache: &NodeCache, root: &Root, lba: Lba) -> Result<(Slot, NodeRef), Missing> {
     let mut wanted = root.node_ref();
-    loop {
-        let slot = cache.resident(&wanted)?;
-        if wanted.level == 0 {
-            return Ok((slot, wanted.end));
-        }
+    let mut slot = cache.resident(&wanted)?;
+    while wanted.level > 0 {
         let node = cache.node(slot);
-        let at = upper_bound(node.inner(), lba.get()).saturating_sub(1);
+        let at = upper_bound(node.inner(), &wanted, lba.get()).saturating_sub(1);
         wanted = child_ref(node, at, wanted.end);
+        slot = cache.child(slot, at, &wanted)?;
     }
+    Ok((slot, wanted))
 }
 
-/// The first entry of a leaf that ends after `lba`.
-pub(super) fn first_overlap(leaf: &[LeafEntry], lba: u64) -> usize {
-    let after = upper_bound(leaf, lba);
+/// The first entry of a leaf, the node `of`, that ends after `lba`.
+pub(super) fn first_overlap(leaf: &[LeafEntry], of: &NodeRef, lba: u64) -> usize {
+    let after = upper_bound(leaf, of, lba);
     if after > 0 && leaf[after - 1].end() > lba { after - 1 } else { after }
 }
 
@@ -90,13 +89,13 @@ pub fn lookup(
     let mut at = start;
     let mut room = extents_max;
     while at < end {
-        let (slot, next) = match leaf_of(cache, root, Lba::new(at)) {
+        let (slot, of) = match leaf_of(cache, root, Lba::new(at)) {
             Ok(found) => found,
             Err(missing) if at == start => return Err(missing),
             Err(_) => break,
         };
         let leaf = cache.node(slot).leaf();
-        for entry in &leaf[first_overlap(leaf, at)..] {
+        for entry in &leaf[first_overlap(leaf, &of, at)..] {
             let Some(extent) = clip(entry, at, end) else { break };
             if room == 0 {
                 return Ok(at - start);
@@ -105,7 +104,7 @@ pub fn lookup(
             at = extent.lba.get() + extent.len;
             out.push(extent);
         }
-        at = at.max(next.get().min(end));
+        at = at.max(of.end.get().min(end));
     }
     Ok(at.min(end) - start)
 }
@@ -122,19 +121,28 @@ pub fn prepare_edit(
     len: u64,
 ) -> Result<(), Missing> {
     let Some(root) = root else { return Ok(()) };
-    prepare_node(cache, &root.node_ref(), lba.get(), lba.get() + len)
+    let wanted = root.node_ref();
+    prepare_below(cache, cache.resident(&wanted)?, &wanted, lba.get(), lba.get() + len)
 }
 
-fn prepare_node(cache: &NodeCache, wanted: &NodeRef, start: u64, end: u64) -> Result<(), Missing> {
-    let node = cache.node(cache.resident(wanted)?);
-    if wanted.level == 0 {
+/// As [`prepare_edit`], below the node `of`, which is in `slot`.
+fn prepare_below(
+    cache: &NodeCache,
+    slot: Slot,
+    of: &NodeRef,
+    start: u64,
+    end: u64,
+) -> Result<(), Missing> {
+    if of.level == 0 {
         return Ok(());
     }
-    let span = Span::of(node, start, end);
-    prepare_node(cache, &child_ref(node, span.first, wanted.end), start, end)?;
-    let last = child_ref(node, span.last, wanted.end);
+    let node = cache.node(slot);
+    let span = Span::of(node, of, start, end);
+    let first = child_ref(node, span.first, of.end);
+    prepare_below(cache, cache.child(slot, span.first, &first)?, &first, start, end)?;
+    let last = child_ref(node, span.last, of.end);
     if span.last != span.first && !covered(&last, start, end) {
-        prepare_node(cache, &last, start, end)?;
+        prepare_below(cache, cache.child(slot, span.last, &last)?, &last, start, end)?;
     }
     Ok(())
 }
@@ -161,9 +169,9 @@ pub fn missing_for(
 pub fn is_own(cache: &NodeCache, root: &Root, shared_at: Seqno, lba: Lba, len: u64) -> bool {
     let (mut at, end) = (lba.get(), lba.get().saturating_add(len));
     while at < end {
-        let Ok((slot, _)) = leaf_of(cache, root, Lba::new(at)) else { return false };
+        let Ok((slot, of)) = leaf_of(cache, root, Lba::new(at)) else { return false };
         let node = cache.node(slot);
-        let entry = node.leaf().get(first_overlap(node.leaf(), at));
+        let entry = node.leaf().get(first_overlap(node.leaf(), &of, at));
         let Some(extent) = entry.and_then(|entry| clip(entry, at, end)) else { return false };
         if node.birth() <= shared_at || !extent.own || extent.lba.get() != at {
             return false;
