@@ -27,13 +27,15 @@ pub struct RigOptions {
     pub cache_bytes: u64,
     /// Bytes of the journal; `None` is the default.
     pub journal_bytes: Option<u64>,
+    /// Make checkpoints in the background.
+    pub background: bool,
 }
 
 impl RigOptions {
     /// A pool of this size with a cache that holds all of its metadata.
     #[must_use]
     pub const fn sized(pool_bytes: u64) -> Self {
-        Self { pool_bytes, cache_bytes: 1 << 30, journal_bytes: None }
+        Self { pool_bytes, cache_bytes: 1 << 30, journal_bytes: None, background: true }
     }
 
     fn format(&self) -> FormatOptions {
@@ -50,7 +52,10 @@ impl RigOptions {
     }
 }
 
-fn start_background(pool: &Pool) {
+fn start_background(pool: &Pool, options: RigOptions) {
+    if !options.background {
+        return;
+    }
     let background = pool.clone();
     spawn_local(async move { background.run_background().await });
 }
@@ -66,7 +71,7 @@ pub fn in_memory<F: Future>(
         touch(&disk).await?;
         Pool::format(&disk, &options.format()).await?;
         let pool = Pool::open(disk, |at, len| memory.map_ring(at, len), options.open()).await?;
-        start_background(&pool);
+        start_background(&pool, options);
         Ok(work(pool).await)
     })
 }
@@ -101,7 +106,7 @@ pub fn on_file<F: Future>(
     Executor::new(ReactorDriver::new()?).block_on(async {
         let disk = file.disk();
         let pool = Pool::open(disk, |at, len| file.map_ring(at, len), options.open()).await?;
-        start_background(&pool);
+        start_background(&pool, options);
         Ok(work(pool).await)
     })
 }

@@ -42,7 +42,7 @@ pub struct ShardOptions {
 
 impl Default for ShardOptions {
     fn default() -> Self {
-        Self { spin: Duration::from_micros(50) }
+        Self { spin: Duration::from_micros(100) }
     }
 }
 

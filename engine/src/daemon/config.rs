@@ -181,7 +181,7 @@ const fn default_cache() -> u64 {
 }
 
 const fn default_spin_us() -> u64 {
-    50
+    100
 }
 
 const fn yes() -> bool {

@@ -26,6 +26,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -95,8 +96,10 @@ struct Shared {
 
 struct Queue {
     ready: VecDeque<TaskId>,
-    /// The executor is about to block, or blocks: whoever adds a task must unpark it.
-    sleeping: bool,
+    /// The thread of the executor, if that is about to block, or blocks: whoever else adds a task
+    /// must unpark it. The thread itself adds tasks when it has been woken and hands out
+    /// completions; to unpark itself would only cost it a system call.
+    sleeping: Option<ThreadId>,
 }
 
 impl Shared {
@@ -104,7 +107,7 @@ impl Shared {
         let kick = {
             let mut queue = self.queue.lock();
             queue.ready.push_back(id);
-            std::mem::take(&mut queue.sleeping)
+            queue.sleeping.take().is_some_and(|sleeper| sleeper != thread::current().id())
         };
         if kick {
             self.unparker.unpark();
@@ -286,7 +289,7 @@ impl<D: Driver> Executor<D> {
 
     /// An executor that looks for work for up to `spin` before it sleeps, as long as that pays.
     pub fn with_spin(driver: D, spin: Duration) -> Self {
-        let queue = Mutex::new(Queue { ready: VecDeque::new(), sleeping: false });
+        let queue = Mutex::new(Queue { ready: VecDeque::new(), sleeping: None });
         let shared = Arc::new(Shared { queue, unparker: driver.unparker() });
         let tasks = RefCell::new(Slab::new());
         Self {
@@ -391,10 +394,10 @@ impl<D: Driver> Executor<D> {
             if !queue.ready.is_empty() {
                 return Parked::Awake;
             }
-            queue.sleeping = true;
+            queue.sleeping = Some(thread::current().id());
         }
         let parked = self.driver.park();
-        self.local.shared.queue.lock().sleeping = false;
+        self.local.shared.queue.lock().sleeping = None;
         parked
     }
 }
