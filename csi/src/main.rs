@@ -19,8 +19,8 @@ struct Args {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Socket of the driver, ends in .sock
-    #[arg(long, value_name = "PATH")]
+    /// Socket of the driver, ends in .sock; unix://PATH is the same
+    #[arg(long, value_name = "PATH", env = "CSI_ENDPOINT", value_parser = endpoint)]
     endpoint: Option<PathBuf>,
     /// Socket of pandod
     #[arg(long, value_name = "PATH")]
@@ -61,6 +61,11 @@ impl Args {
         config.validate()?;
         Ok(config)
     }
+}
+
+/// A socket as a path, or in the form that CSI's supervisors use.
+fn endpoint(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text.strip_prefix("unix://").unwrap_or(text)))
 }
 
 fn set<T>(key: &mut T, given: Option<T>) {

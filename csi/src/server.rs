@@ -199,3 +199,36 @@ fn log_call(path: &str, took: Duration, response: &Response<Body>) {
         Some(error) => info!(call, ms, code = ?error.code(), error = error.message(), "call"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn a_call_goes_on_without_its_caller() {
+        let (done, ended) = oneshot::channel();
+        let done = Arc::new(parking_lot::Mutex::new(Some(done)));
+        let slow = tower::service_fn(move |_: Request<Body>| {
+            let done = Arc::clone(&done);
+            async move {
+                tokio::task::yield_now().await;
+                done.lock().take().map(|done| done.send(())).transpose().unwrap();
+                Ok::<_, Infallible>(Response::new(Body::empty()))
+            }
+        });
+        drop(Calls(slow).call(Request::new(Body::empty())));
+        ended.await.expect("the call has not come to its end");
+    }
+
+    #[tokio::test]
+    async fn a_bug_is_an_answer() {
+        let broken = tower::service_fn(|_: Request<Body>| async move {
+            assert_eq!(1, 2, "a bug, on purpose");
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        });
+        let response = Calls(broken).call(Request::new(Body::empty())).await.unwrap();
+        let error = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(error.code(), Code::Internal);
+    }
+}

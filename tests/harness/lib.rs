@@ -6,7 +6,8 @@
 //! cli      pando against that daemon, answers as JSON
 //! nbd      a blocking client of its own, also for requests that no good client sends
 //! tools    programs of others: nbdcopy, qemu-io, fio, e2fsck
-//! csi     pando-csi beside that daemon, and its caller
+//! csi      pando-csi beside that daemon, and its caller
+//! data     what is in a volume, without a device
 //! noise    bytes that say where they belong
 //! vm       a virtual machine, and a suite that runs inside
 //! ```
@@ -18,6 +19,7 @@
 
 pub mod cli;
 pub mod csi;
+pub mod data;
 pub mod nbd;
 pub mod noise;
 pub mod system;
@@ -26,5 +28,6 @@ pub mod vm;
 
 pub use cli::Cli;
 pub use csi::Csi;
+pub use data::Data;
 pub use nbd::Nbd;
 pub use system::System;

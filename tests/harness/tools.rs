@@ -23,10 +23,21 @@ pub fn present(programs: &[&str]) -> bool {
     false
 }
 
+/// Where scripts/setup puts the programs that it builds.
+fn built() -> Option<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)?;
+    Some(cache.join("pando/bin"))
+}
+
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let more = SYSTEM_DIRECTORIES.iter().map(PathBuf::from);
-    std::env::split_paths(&path).chain(more).map(|d| d.join(program)).find(|p| p.is_file())
+    std::env::split_paths(&path)
+        .chain(more)
+        .chain(built())
+        .map(|d| d.join(program))
+        .find(|p| p.is_file())
 }
 
 /// Runs a program to its end, without input.

@@ -1,0 +1,119 @@
+//! The adapter beside its calls about volumes: who it is, whether it is ready, how kubelet gets to
+//! know it, how it starts and ends.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use pando_csi::proto::csi;
+use pando_csi::proto::csi::identity_client::IdentityClient;
+use pando_csi::proto::csi::plugin_capability::Type as Plugin;
+use pando_csi::proto::registration as reg;
+use pando_csi::proto::registration::registration_client::RegistrationClient;
+use pando_tests::system::programs;
+use pando_tests::{Csi, System, tools};
+use tonic::transport::Endpoint;
+
+/// An address on which nobody listens.
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").to_string()
+}
+
+/// Status line of the answer to a request for `path`.
+fn http(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("a listener");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    text.lines().next().expect("a status line").to_owned()
+}
+
+#[test]
+fn it_says_who_it_is_and_what_it_can() {
+    let system = System::start("256MiB");
+    let csi = Csi::start(&system);
+    let mut client = IdentityClient::new(csi.channel());
+    let info = csi.answer(client.get_plugin_info(csi::GetPluginInfoRequest {})).expect("info");
+    assert_eq!(info.name, "csi.pando.dev");
+    let request = csi::GetPluginCapabilitiesRequest {};
+    let can = csi.answer(client.get_plugin_capabilities(request)).expect("capabilities");
+    let can = can.capabilities.into_iter().filter_map(|capability| capability.r#type);
+    let (services, expansions): (Vec<_>, Vec<_>) =
+        can.partition(|capability| matches!(capability, Plugin::Service(_)));
+    assert_eq!((services.len(), expansions.len()), (4, 1));
+
+    let capabilities = |csi: &Csi| {
+        let request = csi::ControllerGetCapabilitiesRequest {};
+        let can = csi.answer(csi.controller().controller_get_capabilities(request));
+        can.expect("capabilities").capabilities.len()
+    };
+    assert_eq!(capabilities(&csi), 11);
+    drop(csi);
+    let config = system.path().join("csi.toml");
+    std::fs::write(&config, "controller_expand = false\n").expect("a file");
+    let csi = Csi::with(&system, &["--config", tools::text(&config)]);
+    assert_eq!(capabilities(&csi), 10, "the nodes grow volumes by themselves");
+    let mode = std::fs::metadata(system.path().join("csi.sock")).expect("a socket").permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+}
+
+#[test]
+fn it_is_ready_when_the_daemon_is() {
+    let mut system = System::start("256MiB");
+    let address = free_address();
+    let csi = Csi::with(&system, &["--health-address", &address]);
+    let ready = || {
+        let mut client = IdentityClient::new(csi.channel());
+        csi.answer(client.probe(csi::ProbeRequest {})).expect("an answer").ready
+    };
+    assert_eq!(ready(), Some(true));
+    assert_eq!(http(&address, "/healthz"), "HTTP/1.1 200 OK");
+    assert_eq!(http(&address, "/"), "HTTP/1.1 404 Not Found");
+    system.kill();
+    assert_eq!(ready(), Some(false), "it may come back");
+    assert_eq!(http(&address, "/healthz"), "HTTP/1.1 503 Service Unavailable");
+    system.spawn();
+    assert_eq!(ready(), Some(true));
+    assert_eq!(http(&address, "/healthz"), "HTTP/1.1 200 OK");
+}
+
+#[test]
+fn it_makes_itself_known_to_kubelet() {
+    let system = System::start("256MiB");
+    let directory = system.path().join("plugins_registry");
+    let csi = Csi::with(&system, &["--registration-dir", tools::text(&directory)]);
+    let socket = directory.join("csi.pando.dev-reg.sock");
+    let address = Endpoint::from_shared(format!("unix:{}", socket.display())).expect("an address");
+    let mut client =
+        csi.wait(async { RegistrationClient::new(address.connect().await.expect("a socket")) });
+    let info = csi.answer(client.get_info(reg::InfoRequest {})).expect("info");
+    let expected = reg::PluginInfo {
+        r#type: "CSIPlugin".to_owned(),
+        name: "csi.pando.dev".to_owned(),
+        endpoint: system.path().join("csi.sock").display().to_string(),
+        supported_versions: vec!["1.0.0".to_owned()],
+    };
+    assert_eq!(info, expected);
+    let refusal = reg::RegistrationStatus { plugin_registered: false, error: "why".to_owned() };
+    csi.answer(client.notify_registration_status(refusal)).expect("an answer");
+    assert!(csi.log().contains("kubelet refuses the driver"));
+}
+
+#[test]
+fn mistakes_end_it_at_once() {
+    let refusal = |arguments: &[&str]| {
+        let output = Command::new(programs().join("pando-csi"))
+            .args(arguments)
+            .env_remove("CSI_ENDPOINT")
+            .output()
+            .expect("pando-csi starts; `make test` builds it");
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).expect("text")
+    };
+    assert!(refusal(&[]).starts_with("error: node_id = \"\""));
+    assert!(refusal(&["--node-id=n", "--endpoint=unix:///x/csi"]).contains("ends in .sock"));
+    let missing = refusal(&["--node-id=n", "--config=/nonexistent"]);
+    assert!(missing.starts_with("error: configuration /nonexistent: "), "{missing}");
+}
