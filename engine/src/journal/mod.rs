@@ -259,7 +259,14 @@ mod tests {
             clean: false,
         };
         // At the ends of windows, and of the ring.
-        for at in [8, (1 << 20) - 8, 1 << 20, (2 << 20) - 4096 - 48, 600 * BLOCK_SIZE - 48] {
+        for at in [
+            8,
+            (1 << 20) - 40,
+            (1 << 20) - 8,
+            1 << 20,
+            (2 << 20) - 4096 - 48,
+            600 * BLOCK_SIZE - 48,
+        ] {
             let memory = MemDisk::new(2000 * BLOCK_BYTES);
             let mut ring = memory.map_ring(place, 600 * BLOCK_SIZE).unwrap();
             let mut bytes = Vec::new();
