@@ -44,11 +44,13 @@ struct Row {
 }
 
 impl Table {
-    fn new(title: &'static str) -> Self {
+    /// An empty table.
+    pub fn new(title: &'static str) -> Self {
         Self { title, rows: Vec::new() }
     }
 
-    fn row(&mut self, what: impl Into<String>, measured: impl Into<String>, aim: &'static str) {
+    /// Adds a row: what, measured, aim.
+    pub fn row(&mut self, what: impl Into<String>, measured: impl Into<String>, aim: &'static str) {
         self.rows.push(Row { what: what.into(), measured: measured.into(), aim });
     }
 }
