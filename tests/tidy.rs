@@ -47,6 +47,8 @@ const UNSAFE: [&str; 5] = [
     "engine/src/disk/mapped.rs",
     "engine/src/disk/reactor/mod.rs",
     "engine/src/disk/reactor/ops.rs",
+    "engine/src/export/ublk/control.rs",
+    "engine/src/export/ublk/queue.rs",
 ];
 
 fn root() -> PathBuf {

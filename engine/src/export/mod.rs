@@ -22,6 +22,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub mod driver;
 #[cfg(feature = "daemon")]
 pub mod fuse;
+#[cfg(feature = "daemon")]
+mod held;
 pub mod nbd;
 #[cfg(feature = "daemon")]
 pub mod nbd_device;

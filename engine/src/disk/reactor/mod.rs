@@ -12,7 +12,8 @@
 //! Invariants:
 //! * What the kernel may read or write is owned by the `Op` or by its slot until the completion
 //!   has been taken: never by the caller, never freed early.
-//! * The ring is torn down only after every operation has completed ([`ReactorDriver`]'s drop).
+//! * The ring is torn down only after every operation that points to memory has completed
+//!   ([`ReactorDriver`]'s drop).
 //! * Wakers run with no borrow of the reactor held.
 //!
 //! Only the thread that made the ring uses it (`SINGLE_ISSUER`), and completions are only worked
@@ -44,7 +45,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::{to_u64, to_usize};
 
 pub use ops::{
-    SendPart, accept, punch_hole, read_at, recv, recv_buf, send, sleep, sync_data, write_all_at,
+    SendPart, accept, device_command, punch_hole, read_at, recv, recv_buf, send, sleep, sync_data, write_all_at,
 };
 
 /// Entries of the submission queue: what one turn may ask for before it has to be submitted.
@@ -63,6 +64,9 @@ pub(super) enum OpKind {
     Disk,
     /// Its result is a new descriptor.
     Accept,
+    /// A command for a device, which points to no memory. It can be cancelled by the end of the
+    /// ring alone, so that does not wait for it.
+    Command,
     /// Everything else.
     Other,
 }
@@ -84,7 +88,8 @@ enum SlotState {
 struct Inner {
     ring: IoUring,
     slots: Slab<Slot>,
-    /// Operations that the kernel has not completed, the eventfd read not counted.
+    /// Operations that the kernel has not completed and that the end of the ring waits for, the
+    /// eventfd read not counted.
     in_flight: usize,
     disk_in_flight: usize,
     event: Arc<OwnedFd>,
@@ -342,8 +347,8 @@ impl Inner {
                 CANCEL => {}
                 key => {
                     let key = to_usize(key);
-                    finished += 1;
                     let slot = &mut slots[key];
+                    finished += usize::from(slot.kind != OpKind::Command);
                     disk_finished += usize::from(slot.kind == OpKind::Disk);
                     let done = SlotState::Done(completion.result());
                     match std::mem::replace(&mut slot.state, done) {
@@ -398,7 +403,7 @@ unsafe fn start<T: 'static>(kind: OpKind, entry: Entry, owned: T) -> Op<T> {
     let pushed = unsafe { inner.push(&entry.user_data(to_u64(key))) };
     let state = match pushed {
         Ok(()) => {
-            inner.in_flight += 1;
+            inner.in_flight += usize::from(kind != OpKind::Command);
             inner.disk_in_flight += usize::from(kind == OpKind::Disk);
             OpState::Slot(key)
         }

@@ -139,6 +139,22 @@ pub async fn punch_hole(fd: &Arc<OwnedFd>, offset: u64, len: u64) -> io::Result<
     count(op.await.1).map(drop)
 }
 
+/// Gives a device a command of its own that points to no memory (`IORING_OP_URING_CMD`), and waits
+/// for its end, which may be as far away as that of the ring: nothing waits for it there.
+///
+/// # Errors
+/// The device's.
+pub async fn device_command(
+    fd: &Arc<OwnedFd>,
+    operation: u32,
+    command: [u8; 16],
+) -> io::Result<()> {
+    let entry = opcode::UringCmd16::new(descriptor(fd), operation).cmd(command).build();
+    // SAFETY: the operation owns the descriptor; the command lies in the entry itself.
+    let op = unsafe { start(OpKind::Command, entry, Arc::clone(fd)) };
+    count(op.await.1).map(drop)
+}
+
 /// Waits until a descriptor can be used: for sockets that were set to not block, on which the
 /// kernel does not wait by itself.
 async fn ready(fd: &Arc<OwnedFd>, events: i16) -> io::Result<()> {

@@ -1,0 +1,204 @@
+//! The requests of one queue, on the ring of one shard.
+//!
+//! ```text
+//!            FETCH, then COMMIT_AND_FETCH (the answer to one request asks for the next)
+//!   tag  0   ----------------------------------------> kernel
+//!   tag  1   <---- completion: a request is there ---
+//!    ...       1 read its descriptor (mapped)
+//!   tag 127    2 writes: pread its data from /dev/ublkcN into a block-aligned buffer
+//!              3 BlockDevice
+//!              4 reads: pwrite the data to /dev/ublkcN
+//!              5 answer with COMMIT_AND_FETCH
+//! ```
+//!
+//! One task for each tag. The copies of steps 2 and 4 are system calls on the shard's thread: they
+//! move pages of memory and never wait for a device.
+//!
+//! The kernel knows a queue by the thread that fetched for it, so a queue stays on its shard.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use memmap2::{MmapOptions, MmapRaw};
+use tokio::sync::{Semaphore, mpsc};
+use zerocopy::transmute;
+
+use super::abi::{self, IoCmd, IoDesc, io_flag, operation};
+use crate::device::{BlockDevice, ZeroFlags};
+use crate::disk::Buf;
+use crate::disk::executor::spawn_local;
+use crate::disk::reactor::device_command;
+use crate::error::{Error, ErrorKind, Result};
+use crate::export::ExportSource;
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, SECTOR_BYTES, to_u32, to_u64, to_usize};
+
+/// Blocks of data that the requests of one queue hold at most: 64 MiB, as one NBD connection.
+const QUEUE_BLOCKS_MAX: usize = 64 << 20 >> 12;
+
+/// What all queues of a device share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    /// `/dev/ublkcN`.
+    pub(super) fd: Arc<OwnedFd>,
+    /// The device stays without this daemon: from now on no request is answered.
+    pub(super) suspended: Arc<AtomicBool>,
+    /// Gone when the last queue has let go of `fd`.
+    pub(super) _alive: mpsc::Sender<()>,
+}
+
+/// One queue. The fields are dropped in this order: the mapping and the descriptor first.
+struct Queue {
+    descriptors: MmapRaw,
+    shared: Shared,
+    number: u16,
+    device: Rc<dyn BlockDevice>,
+    room: Semaphore,
+}
+
+/// Serves a queue on this shard, until the device is stopped.
+///
+/// # Errors
+/// The volume cannot be opened, or the kernel does not show the requests.
+pub(super) async fn serve(
+    shared: Shared,
+    source: Arc<dyn ExportSource>,
+    (number, depth): (u16, u16),
+) -> Result<()> {
+    let export = source.open("").await?;
+    let (offset, len) = abi::descriptors(number, depth);
+    let mapped =
+        MmapOptions::new().offset(offset).len(to_usize(len)).map_raw_read_only(&*shared.fd);
+    let descriptors =
+        mapped.map_err(|error| Error::io(format!("requests of ublk queue {number}"), error))?;
+    let room = Semaphore::new(QUEUE_BLOCKS_MAX);
+    let queue = Rc::new(Queue { descriptors, shared, number, device: export.device, room });
+    for tag in 0..depth {
+        spawn_local(serve_tag(Rc::clone(&queue), tag));
+    }
+    Ok(())
+}
+
+async fn serve_tag(queue: Rc<Queue>, tag: u16) {
+    let mut command = abi::io::FETCH;
+    let mut result = 0;
+    loop {
+        let io = IoCmd { queue: queue.number, tag, result, address: 0 };
+        match device_command(&queue.shared.fd, command, transmute!(io)).await {
+            Ok(()) => {}
+            // The device has been stopped.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return,
+            Err(error) => {
+                tracing::error!(queue = queue.number, tag, %error, "ublk request is not taken");
+                return;
+            }
+        }
+        let request = queue.request(tag);
+        let outcome = queue.answer(tag, request).await;
+        // What is not answered now is asked again of the daemon that comes next.
+        if queue.shared.suspended.load(Ordering::Acquire) {
+            return;
+        }
+        result = outcome.unwrap_or_else(|error| {
+            tracing::warn!(volume_error = %error, "ublk request failed");
+            -error.errno()
+        });
+        command = abi::io::COMMIT_AND_FETCH;
+    }
+}
+
+impl Queue {
+    /// The request that the kernel has just handed over with `tag`.
+    fn request(&self, tag: u16) -> IoDesc {
+        let start = usize::from(tag) * size_of::<IoDesc>();
+        // SAFETY: the mapping holds a descriptor for each tag up to the depth of the queue, and
+        // `tag` is below that.
+        let descriptor = unsafe { self.descriptors.as_ptr().add(start) };
+        // SAFETY: in bounds as above; the kernel does not change it before the request has been
+        // answered.
+        let bytes = unsafe { descriptor.cast::<[u8; size_of::<IoDesc>()]>().read_volatile() };
+        transmute!(bytes)
+    }
+
+    /// Does a request; returns what the kernel is to be told.
+    async fn answer(&self, tag: u16, request: IoDesc) -> Result<i32> {
+        let bad = || Error::invalid(format!("ublk: {request:?} is no request"));
+        let offset = request.start_sector.checked_mul(SECTOR_BYTES).ok_or_else(bad)?;
+        let len = u64::from(request.sectors) * SECTOR_BYTES;
+        let fua = request.op_flags & io_flag::FUA != 0;
+        match request.op_flags & operation::MASK {
+            operation::READ => {
+                let len = u32::try_from(len).map_err(|_| bad())?;
+                let _room = self.room(offset, len).await;
+                let data = self.device.read(offset, len).await?;
+                self.put(tag, data.bytes())?;
+                i32::try_from(len).map_err(|_| bad())
+            }
+            operation::WRITE => {
+                let len = u32::try_from(len).map_err(|_| bad())?;
+                let _room = self.room(offset, len).await;
+                let buf = self.get(tag, offset, len)?;
+                self.device.write(offset, len, buf, fua).await?;
+                i32::try_from(len).map_err(|_| bad())
+            }
+            operation::FLUSH => self.device.flush().await.map(|()| 0),
+            operation::DISCARD => self.device.discard(offset, len, fua).await.map(|()| 0),
+            operation::WRITE_ZEROES => {
+                let no_hole = request.op_flags & io_flag::NOUNMAP != 0;
+                let flags = ZeroFlags { fua, no_hole };
+                self.device.write_zeroes(offset, len, flags).await.map(|()| 0)
+            }
+            _ => Err(Error::new(ErrorKind::Unsupported, format!("ublk: {request:?}"))),
+        }
+    }
+
+    /// Waits until the data of one more request may be held.
+    async fn room(&self, offset: u64, len: u32) -> impl Drop + '_ {
+        let blocks = blocks(offset, len).min(QUEUE_BLOCKS_MAX);
+        let permit = self.room.acquire_many(to_u32(to_u64(blocks))).await;
+        permit.expect("it is never closed")
+    }
+
+    /// The data of a write, where [`BlockDevice::write`] wants it.
+    fn get(&self, tag: u16, offset: u64, len: u32) -> Result<Buf> {
+        let mut buf = Buf::new(blocks(offset, len));
+        let start = to_usize(offset % BLOCK_BYTES);
+        let mut left = &mut buf.as_mut_bytes()[start..][..to_usize(len.into())];
+        let mut at = abi::data_offset(self.number, tag);
+        while !left.is_empty() {
+            let done = rustix::io::pread(&self.shared.fd, &mut *left, at);
+            let done = done.map_err(|error| lost("of a write", error.into()))?;
+            if done == 0 {
+                return Err(lost("of a write", io::ErrorKind::UnexpectedEof.into()));
+            }
+            left = &mut left[done..];
+            at += to_u64(done);
+        }
+        Ok(buf)
+    }
+
+    /// Hands the data of a read over.
+    fn put(&self, tag: u16, mut left: &[u8]) -> Result<()> {
+        let mut at = abi::data_offset(self.number, tag);
+        while !left.is_empty() {
+            let done = rustix::io::pwrite(&self.shared.fd, left, at);
+            let done = done.map_err(|error| lost("of a read", error.into()))?;
+            if done == 0 {
+                return Err(lost("of a read", io::ErrorKind::WriteZero.into()));
+            }
+            left = &left[done..];
+            at += to_u64(done);
+        }
+        Ok(())
+    }
+}
+
+fn blocks(offset: u64, len: u32) -> usize {
+    (to_usize(offset % BLOCK_BYTES) + to_usize(len.into())).div_ceil(BLOCK_SIZE)
+}
+
+fn lost(what: &str, error: io::Error) -> Error {
+    Error::io(format!("ublk: data {what} is not transferred"), error)
+}
