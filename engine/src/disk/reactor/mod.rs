@@ -45,7 +45,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::{to_u64, to_usize};
 
 pub use ops::{
-    SendPart, accept, device_command, punch_hole, read_at, recv, recv_buf, send, sleep, sync_data, write_all_at,
+    SendPart, accept, device_command, punch_hole, read_at, recv, recv_buf, send, sleep, sync_data,
+    write_all_at,
 };
 
 /// Entries of the submission queue: what one turn may ask for before it has to be submitted.

@@ -4,6 +4,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use super::handshake::{self, Action, Facts, Handshake, INPUT_BYTES_MAX, Negotiated, Opened, Tls};
 use super::stream::Stream;
 use super::transmit::{Limits, STREAM_BYTES, transmit};
+use crate::device::BlockDevice;
 use crate::disk::reactor::{SendPart, send, sleep};
 use crate::export::{Export, ExportSource};
 
@@ -54,6 +56,21 @@ pub async fn serve(
             transmit(socket, stream, export.device, negotiated, limits).await
         }
     }
+}
+
+/// Serves a client that needs no handshake: the kernel's, which was told everything when its
+/// device was made. Runs on a shard; ends when everything that was asked for is done.
+///
+/// # Errors
+/// The client left without saying so, or broke the protocol.
+pub async fn serve_transmission(
+    socket: Arc<OwnedFd>,
+    device: Rc<dyn BlockDevice>,
+) -> io::Result<()> {
+    let stream = Stream::new(Arc::clone(&socket), STREAM_BYTES);
+    // A wish, as above.
+    let _ignored = set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES);
+    transmit(socket, stream, device, Negotiated::default(), Limits::default()).await
 }
 
 /// Brings the handshake to its end; `None` when that is the end of the connection.

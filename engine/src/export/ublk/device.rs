@@ -86,7 +86,8 @@ pub(super) fn probe() -> Result<()> {
     })?;
     let features = control.features().unwrap_or_default();
     if features & NEEDED != NEEDED {
-        let what = format!("ublk of this kernel has features {features:#x}, needed are {NEEDED:#x}");
+        let what =
+            format!("ublk of this kernel has features {features:#x}, needed are {NEEDED:#x}");
         return Err(unsupported(what + ": Linux 6.5 has them"));
     }
     Ok(())
@@ -159,7 +160,7 @@ pub(super) async fn attach(spec: DeviceSpec) -> Result<UblkDevice> {
             Ok(UblkDevice { node, number, suspended, served })
         }
         Err(error) => {
-            if let Err(left) = remove(number, started.map(|started| started.served)).await {
+            if let Err(left) = remove(number, started.map(|started| started.served), None).await {
                 tracing::error!(number, error = %left, "ublk device is left behind");
             }
             Err(error)
@@ -220,10 +221,12 @@ fn open_char(path: &std::path::Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Removes a device, whatever state it is in.
-async fn remove(number: u32, served: Option<mpsc::Receiver<()>>) -> Result<()> {
+/// Removes a device, whatever state it is in. `held` keeps others away until its disk is gone.
+async fn remove(number: u32, served: Option<mpsc::Receiver<()>>, held: Option<File>) -> Result<()> {
     let stop = control(format!("stop of ublk device {number}"), move |c| c.stop(number));
     stop.await?;
+    // Nobody can open it any more. The removal waits for those who have, so for this.
+    drop(held);
     if let Some(mut served) = served {
         // Nobody sends: it ends with the last queue.
         let ended = tokio::time::timeout(STEP_TIME_MAX, served.recv()).await;
@@ -247,13 +250,10 @@ pub(super) fn find(control: &Control, number: u32, digest: u64) -> io::Result<Op
 ///
 /// # Errors
 /// It is still there.
-pub(super) async fn recover(
-    info: DevInfo,
-    spec: Option<DeviceSpec>,
-) -> Result<Option<UblkDevice>> {
+pub(super) async fn recover(info: DevInfo, spec: Option<DeviceSpec>) -> Result<Option<UblkDevice>> {
     let number = info.device;
     let Some(spec) = spec.filter(|_| info.state != state::DEAD) else {
-        remove(number, None).await?;
+        remove(number, None, None).await?;
         return Ok(None);
     };
     let what = format!("recovery of ublk device {number}");
@@ -327,9 +327,7 @@ impl Attached for UblkDevice {
             let held = blocking(what, STEP_TIME_MAX, move || held::hold(&node)).await?;
             let (_alive, nothing) = mpsc::channel(1);
             let served = std::mem::replace(&mut *self.served.lock().await, nothing);
-            let removed = remove(self.number, Some(served)).await;
-            drop(held);
-            removed
+            remove(self.number, Some(served), Some(held)).await
         })
     }
 

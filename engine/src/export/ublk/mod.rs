@@ -38,9 +38,7 @@ mod device;
 mod queue;
 
 use crate::error::{Error, Result};
-use crate::export::driver::{
-    Attached, DeviceKind, DeviceSpec, Driver, Home, Left, Work, blocking,
-};
+use crate::export::driver::{Attached, DeviceKind, DeviceSpec, Driver, Home, Left, Work, blocking};
 
 /// Makes devices of this kind. It keeps nothing: the kernel does.
 pub struct UblkDriver;
@@ -58,9 +56,9 @@ const PROBE_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(5);
 
 async fn recover(left: Left, spec: Option<DeviceSpec>) -> Result<Option<Box<dyn Attached>>> {
     let digest = abi::digest(&left.identity);
-    let noted = left.node.and_then(|node| {
-        node.path.to_str()?.strip_prefix("/dev/ublkb")?.parse::<u32>().ok()
-    });
+    let noted = left
+        .node
+        .and_then(|node| node.path.to_str()?.strip_prefix("/dev/ublkb")?.parse::<u32>().ok());
     let found = blocking("ublk devices".to_owned(), PROBE_TIME_MAX, move || {
         // Without the driver there are no devices.
         let Ok(control) = control::Control::open() else { return Ok(None) };
@@ -84,7 +82,7 @@ impl Driver for UblkDriver {
     }
 
     fn probe(&self) -> Work<'_, ()> {
-        Box::pin(blocking("ublk".to_owned(), PROBE_TIME_MAX, device::probe))
+        Box::pin(blocking("this kernel".to_owned(), PROBE_TIME_MAX, device::probe))
     }
 
     fn attach(&self, spec: DeviceSpec) -> Work<'_, Box<dyn Attached>> {
@@ -94,11 +92,7 @@ impl Driver for UblkDriver {
         })
     }
 
-    fn recover(
-        &self,
-        left: Left,
-        spec: Option<DeviceSpec>,
-    ) -> Work<'_, Option<Box<dyn Attached>>> {
+    fn recover(&self, left: Left, spec: Option<DeviceSpec>) -> Work<'_, Option<Box<dyn Attached>>> {
         Box::pin(recover(left, spec))
     }
 }

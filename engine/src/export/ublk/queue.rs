@@ -54,6 +54,7 @@ struct Queue {
     descriptors: MmapRaw,
     shared: Shared,
     number: u16,
+    name: String,
     device: Rc<dyn BlockDevice>,
     room: Semaphore,
 }
@@ -74,7 +75,8 @@ pub(super) async fn serve(
     let descriptors =
         mapped.map_err(|error| Error::io(format!("requests of ublk queue {number}"), error))?;
     let room = Semaphore::new(QUEUE_BLOCKS_MAX);
-    let queue = Rc::new(Queue { descriptors, shared, number, device: export.device, room });
+    let (name, device) = (export.name, export.device);
+    let queue = Rc::new(Queue { descriptors, shared, number, name, device, room });
     for tag in 0..depth {
         spawn_local(serve_tag(Rc::clone(&queue), tag));
     }
@@ -102,7 +104,7 @@ async fn serve_tag(queue: Rc<Queue>, tag: u16) {
             return;
         }
         result = outcome.unwrap_or_else(|error| {
-            tracing::warn!(volume_error = %error, "ublk request failed");
+            tracing::warn!(volume = queue.name, %error, "ublk request failed");
             -error.errno()
         });
         command = abi::io::COMMIT_AND_FETCH;
@@ -125,6 +127,10 @@ impl Queue {
     /// Does a request; returns what the kernel is to be told.
     async fn answer(&self, tag: u16, request: IoDesc) -> Result<i32> {
         let bad = || Error::invalid(format!("ublk: {request:?} is no request"));
+        // A flush has no place: what is said of one means nothing.
+        if request.op_flags & operation::MASK == operation::FLUSH {
+            return self.device.flush().await.map(|()| 0);
+        }
         let offset = request.start_sector.checked_mul(SECTOR_BYTES).ok_or_else(bad)?;
         let len = u64::from(request.sectors) * SECTOR_BYTES;
         let fua = request.op_flags & io_flag::FUA != 0;
@@ -143,7 +149,6 @@ impl Queue {
                 self.device.write(offset, len, buf, fua).await?;
                 i32::try_from(len).map_err(|_| bad())
             }
-            operation::FLUSH => self.device.flush().await.map(|()| 0),
             operation::DISCARD => self.device.discard(offset, len, fua).await.map(|()| 0),
             operation::WRITE_ZEROES => {
                 let no_hole = request.op_flags & io_flag::NOUNMAP != 0;
