@@ -41,12 +41,13 @@ const FORBIDDEN: [(&str, &str); 7] = [
     ("state", "journal"),
 ];
 /// Where `unsafe` may be.
-const UNSAFE: [&str; 7] = [
+const UNSAFE: [&str; 8] = [
     "csi/src/node/sys.rs",
     "engine/src/disk/file.rs",
     "engine/src/disk/mapped.rs",
     "engine/src/disk/reactor/mod.rs",
     "engine/src/disk/reactor/ops.rs",
+    "engine/src/export/loopdev.rs",
     "engine/src/export/ublk/control.rs",
     "engine/src/export/ublk/queue.rs",
 ];
@@ -173,7 +174,7 @@ fn unsafe_stays_where_it_is() {
         };
         if code(&text).any(unsafely) && !UNSAFE.contains(&name.as_str()) && name != "tests/tidy.rs"
         {
-            writeln!(breaches, "{name}: unsafe; the kernel is met in disk/ and node/sys")
+            writeln!(breaches, "{name}: unsafe; see UNSAFE for where the kernel is met")
                 .expect("text grows");
         }
     }

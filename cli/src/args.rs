@@ -177,6 +177,44 @@ pub(crate) enum VolumeCommand {
         #[arg(long, requires = "name", conflicts_with = "read_only")]
         stop: bool,
     },
+    /// Make a volume a block device of this machine and print its path
+    Attach(AttachArgs),
+    /// Remove the block device of a volume; it must not be mounted or open
+    Detach {
+        /// Name of the volume or snapshot
+        name: String,
+    },
+    /// List the block devices
+    Attachments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AttachArgs {
+    /// Name of the volume or snapshot
+    pub name: String,
+    /// What makes the device
+    #[arg(long, value_enum, default_value_t)]
+    pub kind: DeviceKind,
+    /// Refuse writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// Bytes of a logical sector: 512 or 4096
+    #[arg(long, default_value_t = 512, value_name = "BYTES")]
+    pub sector_bytes: u32,
+}
+
+/// What makes a volume a block device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceKind {
+    /// The first of the others that works here
+    #[default]
+    Auto,
+    /// /dev/ublkbN, outlives the daemon
+    Ublk,
+    /// /dev/nbdN, the kernel's NBD client
+    Nbd,
+    /// /dev/loopN on a file that the daemon serves over FUSE
+    Loop,
 }
 
 /// Properties that a new volume can be given.

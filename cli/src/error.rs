@@ -94,7 +94,9 @@ fn hint_for(kind: &str) -> Option<&'static str> {
             "delete volumes or snapshots, raise the growth limit with `pando volume set`, \
              or enlarge the pool with `pando pool grow`"
         }
-        "busy" => "`pando volume serve --stop NAME` ends an export",
+        "busy" => {
+            "`pando volume serve --stop NAME` ends an export, `pando volume detach NAME` a device"
+        }
         "read_only" => {
             "`pando volume set NAME --read-only false` allows writes; a snapshot can only be cloned"
         }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::args::Output;
 use crate::error::{Error, Result};
-use crate::view::{Export, Extent, Pool, Volume};
+use crate::view::{Attachment, Export, Extent, Pool, Volume};
 
 /// Prints `value` as JSON, or what `table` makes of it.
 pub(crate) fn print<T: Serialize>(
@@ -135,6 +135,9 @@ pub(crate) fn volume(volume: &Volume) -> String {
     for export in &volume.exports {
         row("export", export.uri.clone());
     }
+    if let Some(attachment) = &volume.attachment {
+        row("device", attachment.device.clone());
+    }
     finish(table)
 }
 
@@ -181,6 +184,23 @@ pub(crate) fn pool(pool: &Pool) -> String {
     row("last record", pool.sequence_number.to_string());
     if let Some(version) = &pool.daemon_version {
         row("pandod", version.clone());
+    }
+    finish(table)
+}
+
+/// Block devices, one a line.
+pub(crate) fn attachments(attachments: &[Attachment]) -> String {
+    let mut table = columns(&["VOLUME", "KIND", "DEVICE", "ACCESS", "SECTOR", "IDENTITY"]);
+    for attachment in attachments {
+        let access = if attachment.read_only { "read-only" } else { "read-write" };
+        table.add_row([
+            attachment.volume_name.as_str(),
+            attachment.kind,
+            &attachment.device,
+            access,
+            &attachment.sector_bytes.to_string(),
+            &attachment.identity,
+        ]);
     }
     finish(table)
 }

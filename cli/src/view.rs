@@ -27,6 +27,8 @@ pub(crate) struct Volume {
     pub space: Option<Space>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exports: Vec<Export>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<Attachment>,
 }
 
 /// What sort of volume it is.
@@ -73,6 +75,7 @@ impl From<v1::Volume> for Volume {
             own_bytes: volume.own_bytes,
             space: None,
             exports: Vec::new(),
+            attachment: None,
         }
     }
 }
@@ -82,6 +85,7 @@ impl From<v1::GetVolumeResponse> for Volume {
         Self {
             space: answer.space.map(Space::from),
             exports: answer.exports.into_iter().map(Export::from).collect(),
+            attachment: answer.attachment.map(Attachment::from),
             ..Self::from(answer.volume.unwrap_or_default())
         }
     }
@@ -129,6 +133,43 @@ impl From<v1::Export> for Export {
             uri: export.uri,
             path: export.path,
             read_only: export.read_only,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Attachment {
+    pub volume_id: u64,
+    pub volume_name: String,
+    pub kind: &'static str,
+    pub device: String,
+    pub major: u32,
+    pub minor: u32,
+    pub read_only: bool,
+    pub sector_bytes: u32,
+    pub identity: String,
+    pub passed_over: Vec<String>,
+}
+
+impl From<v1::Attachment> for Attachment {
+    fn from(attachment: v1::Attachment) -> Self {
+        let kind = match attachment.kind() {
+            v1::DeviceKind::Ublk => "ublk",
+            v1::DeviceKind::Nbd => "nbd",
+            v1::DeviceKind::Loop => "loop",
+            v1::DeviceKind::Unspecified => "unknown",
+        };
+        Self {
+            volume_id: attachment.volume_id,
+            volume_name: attachment.volume_name,
+            kind,
+            device: attachment.device,
+            major: attachment.major,
+            minor: attachment.minor,
+            read_only: attachment.read_only,
+            sector_bytes: attachment.sector_bytes,
+            identity: attachment.identity,
+            passed_over: attachment.passed_over,
         }
     }
 }

@@ -1,15 +1,18 @@
 //! The commands on volumes, except the copying ones.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 
 use pando_proto::v1::{
-    CreateVolumeRequest, CreateVolumesRequest, DeleteVolumeRequest, DiffVolumesRequest,
-    GetVolumeRequest, ListExportsRequest, ListExtentsRequest, ListVolumesRequest,
-    ModifyVolumeRequest, StartExportRequest, StopExportRequest, Volume, VolumeKind,
+    self, AttachVolumeRequest, CreateVolumeRequest, CreateVolumesRequest, DeleteVolumeRequest,
+    DetachVolumeRequest, DiffVolumesRequest, GetVolumeRequest, ListAttachmentsRequest,
+    ListExportsRequest, ListExtentsRequest, ListVolumesRequest, ModifyVolumeRequest,
+    StartExportRequest, StopExportRequest, Volume, VolumeKind,
 };
 
 use crate::args::{
-    CloneArgs, ListArgs, Output, Properties, SetArgs, SnapshotArgs, VolumeCommand, VolumeCreateArgs,
+    AttachArgs, CloneArgs, DeviceKind, ListArgs, Output, Properties, SetArgs, SnapshotArgs,
+    VolumeCommand, VolumeCreateArgs,
 };
 use crate::client::{Client, by_name};
 use crate::error::Result;
@@ -44,6 +47,9 @@ pub(crate) async fn run(client: Client, output: Output, command: VolumeCommand) 
         VolumeCommand::Serve { name: Some(name), read_only, .. } => {
             serve(client, output, &name, read_only).await
         }
+        VolumeCommand::Attach(args) => attach(client, output, args).await,
+        VolumeCommand::Detach { name } => detach(client, &name).await,
+        VolumeCommand::Attachments => list_attachments(client, output).await,
     }
 }
 
@@ -210,4 +216,41 @@ async fn list_exports(mut client: Client, output: Output) -> Result<()> {
     let answer = client.list_exports(ListExportsRequest {}).await?.into_inner();
     let exports: Vec<view::Export> = answer.exports.into_iter().map(view::Export::from).collect();
     table::print(output, &exports, |exports| table::exports(exports))
+}
+
+async fn attach(mut client: Client, output: Output, args: AttachArgs) -> Result<()> {
+    let kind = match args.kind {
+        DeviceKind::Auto => v1::DeviceKind::Unspecified,
+        DeviceKind::Ublk => v1::DeviceKind::Ublk,
+        DeviceKind::Nbd => v1::DeviceKind::Nbd,
+        DeviceKind::Loop => v1::DeviceKind::Loop,
+    };
+    let request = AttachVolumeRequest {
+        volume: by_name(&args.name),
+        kind: kind.into(),
+        read_only: args.read_only,
+        sector_bytes: args.sector_bytes,
+    };
+    let answer = client.attach_volume(request).await?.into_inner();
+    let attachment = view::Attachment::from(answer.attachment.unwrap_or_default());
+    table::print(output, &attachment, |attachment| attachment.device.clone())?;
+    if output == Output::Table {
+        for why in &attachment.passed_over {
+            // A remark; if stderr is closed nobody wants it.
+            writeln!(std::io::stderr().lock(), "passed over: {why}").unwrap_or_default();
+        }
+    }
+    Ok(())
+}
+
+async fn detach(mut client: Client, name: &str) -> Result<()> {
+    client.detach_volume(DetachVolumeRequest { volume: by_name(name) }).await?;
+    Ok(())
+}
+
+async fn list_attachments(mut client: Client, output: Output) -> Result<()> {
+    let answer = client.list_attachments(ListAttachmentsRequest {}).await?.into_inner();
+    let attachments: Vec<view::Attachment> =
+        answer.attachments.into_iter().map(view::Attachment::from).collect();
+    table::print(output, &attachments, |attachments| table::attachments(attachments))
 }

@@ -5,6 +5,7 @@
 //! system   a directory, a pool in a file, pandod on it: start, kill, restart
 //! cli      pando against that daemon, answers as JSON
 //! nbd      a blocking client of its own, also for requests that no good client sends
+//! devices  block devices and what the kernel says of them
 //! tools    programs of others: nbdcopy, qemu-io, fio, e2fsck
 //! csi      pando-csi beside that daemon, and its caller
 //! data     what is in a volume, without a device
@@ -20,6 +21,7 @@
 pub mod cli;
 pub mod csi;
 pub mod data;
+pub mod devices;
 pub mod nbd;
 pub mod noise;
 pub mod system;

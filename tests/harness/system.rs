@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::cli::Cli;
+use crate::devices;
 
 /// Longest time for a start, recovery included, and for an orderly end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -276,6 +277,7 @@ impl System {
 impl Drop for System {
     fn drop(&mut self) {
         drop(Reaped(self.child.take()));
+        devices::clean(self.path());
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();

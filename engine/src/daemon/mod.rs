@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pando_proto::v1::pando_server::PandoServer;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, configure_io_flusher_behavior, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as latch;
@@ -81,6 +81,10 @@ impl Drop for Background {
 pub fn run(config: &Config) -> Result<()> {
     raise_limit(Resource::Nofile, "open files");
     raise_limit(Resource::Memlock, "locked memory");
+    // The threads to come inherit it: memory that they ask for is not won by writing to the
+    // devices that they serve, which would wait for them.
+    let flusher = configure_io_flusher_behavior(true);
+    debug!(set = flusher.is_ok(), "I/O flusher");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("control")

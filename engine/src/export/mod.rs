@@ -24,6 +24,8 @@ pub mod driver;
 pub mod fuse;
 #[cfg(feature = "daemon")]
 mod held;
+#[cfg(feature = "daemon")]
+mod loopdev;
 pub mod nbd;
 #[cfg(feature = "daemon")]
 pub mod nbd_device;

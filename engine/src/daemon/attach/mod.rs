@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use pando_proto::v1;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -348,13 +349,9 @@ impl Attachments {
             self.slots.lock().iter().map(|(id, slot)| (*id, Arc::clone(slot))).collect();
         let mut warned = false;
         loop {
-            let mut busy = Vec::new();
-            for (id, slot) in left {
-                if !self.let_go(id, &slot).await {
-                    busy.push((id, slot));
-                }
-            }
-            left = busy;
+            let gone = join_all(left.iter().map(|(id, slot)| self.let_go(*id, slot))).await;
+            let mut gone = gone.into_iter();
+            left.retain(|_| gone.next() == Some(false));
             if left.is_empty() || since.elapsed() >= IN_USE_DRAIN {
                 break;
             }
