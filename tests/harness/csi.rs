@@ -397,3 +397,68 @@ pub fn from_snapshot(snapshot_id: &str) -> Option<csi::VolumeContentSource> {
     let source = SnapshotSource { snapshot_id: snapshot_id.to_owned() };
     Some(csi::VolumeContentSource { r#type: Some(Source::Snapshot(source)) })
 }
+
+/// A volume that is staged and published, or was.
+pub struct Mounted<'a> {
+    csi: &'a Csi,
+    /// Its id.
+    pub id: String,
+    /// Where it is staged.
+    pub staging: PathBuf,
+    /// Where it is published.
+    pub target: PathBuf,
+}
+
+impl<'a> Mounted<'a> {
+    /// The places of a volume, below the directory of the test; nothing is mounted yet.
+    ///
+    /// # Panics
+    /// The directories cannot be made.
+    #[must_use]
+    pub fn places(csi: &'a Csi, id: &str, name: &str) -> Self {
+        let directory = csi.directory.join("kubelet").join(name);
+        let (staging, target) = (directory.join("globalmount"), directory.join("mount"));
+        std::fs::create_dir_all(&staging).expect("a directory");
+        Self { csi, id: id.to_owned(), staging, target }
+    }
+
+    /// Stages and publishes a volume.
+    ///
+    /// # Panics
+    /// It is refused.
+    #[must_use]
+    pub fn up(csi: &'a Csi, id: &str, name: &str, capability: &csi::VolumeCapability) -> Self {
+        let mounted = Self::places(csi, id, name);
+        csi.stage(id, &mounted.staging, capability).expect("the volume is staged");
+        mounted.publish(capability).expect("the volume is published");
+        mounted
+    }
+
+    /// Publishes it for writing.
+    ///
+    /// # Errors
+    /// What the adapter says.
+    pub fn publish(&self, capability: &csi::VolumeCapability) -> Result<(), Status> {
+        self.csi.publish(&self.id, (&self.staging, &self.target), capability, false)
+    }
+
+    /// Ends publishing and staging.
+    ///
+    /// # Panics
+    /// It is refused, or the target is still there.
+    pub fn down(self) {
+        self.csi.unpublish(&self.id, &self.target).expect("the volume is unpublished");
+        assert!(!self.target.exists(), "the target is removed");
+        self.csi.unstage(&self.id, &self.staging).expect("the volume is unstaged");
+    }
+
+    /// The device that is mounted at the target.
+    ///
+    /// # Panics
+    /// None is.
+    #[must_use]
+    pub fn device(&self) -> String {
+        let arguments = ["-n", "-o", "SOURCE", "--mountpoint", crate::tools::text(&self.target)];
+        crate::tools::run("findmnt", &arguments).trim().to_owned()
+    }
+}

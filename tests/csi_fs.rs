@@ -1,0 +1,251 @@
+//! Real file systems on volumes, as Kubernetes uses them: each kind is staged, published, filled,
+//! cloned while it is mounted, mounted beside its clone, changed on both sides, grown, and deleted
+//! in different orders. What is there is compared file by file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use pando_csi::proto::csi::VolumeCapability;
+use pando_tests::cli::number;
+use pando_tests::csi::{Mounted, can_mount, from_volume, mount_of, request};
+use pando_tests::tools::{present, run, text};
+use pando_tests::{Csi, System};
+
+const MIB: i64 = 1 << 20;
+const TOOLS: [&str; 6] = ["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "btrfstune", "tune2fs", "blkid"];
+/// What every development machine has.
+const SOURCE: &str = "/usr/include/linux";
+
+type Tree = BTreeMap<PathBuf, Vec<u8>>;
+
+/// All files of a directory with their contents.
+fn tree(directory: &Path) -> Tree {
+    let mut files = Tree::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(place) = left.pop() {
+        for entry in std::fs::read_dir(&place).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                let name = path.strip_prefix(directory).expect("below it").to_owned();
+                files.insert(name, std::fs::read(&path).expect("a file"));
+            }
+        }
+    }
+    files
+}
+
+fn assert_same(what: &str, found: &Tree, expected: &Tree) {
+    let differing = expected.iter().filter(|(name, bytes)| found.get(*name) != Some(*bytes));
+    let names: Vec<_> = differing.map(|(name, _)| name).take(5).collect();
+    assert!(names.is_empty(), "{what}: files differ: {names:?}");
+    assert_eq!(found.len(), expected.len(), "{what}: files that should not be there");
+}
+
+fn sync(directory: &Path) {
+    let opened = File::open(directory).expect("a directory");
+    rustix::fs::syncfs(opened).expect("what was written reaches the volume");
+}
+
+/// Writes a file and makes it durable by itself: only the log of the file system has it.
+fn write_durably(path: &Path, bytes: &[u8]) {
+    let mut file = File::create(path).expect("a file");
+    file.write_all(bytes).expect("space");
+    file.sync_all().expect("what was written reaches the volume");
+}
+
+fn capacity(path: &Path) -> u64 {
+    let found = rustix::fs::statvfs(path).expect("a file system");
+    found.f_blocks * found.f_frsize
+}
+
+fn uuid(device: &str) -> String {
+    run("blkid", &["-p", "-o", "value", "-s", "UUID", device])
+}
+
+/// A file system of one kind in the world of a test.
+struct World {
+    kind: &'static str,
+    bytes: i64,
+    capability: VolumeCapability,
+    system: System,
+}
+
+impl World {
+    fn new(kind: &'static str, bytes: i64) -> Option<Self> {
+        if !can_mount() || !present(&TOOLS) {
+            return None;
+        }
+        let system = System::start("4GiB");
+        Some(Self { kind, bytes, capability: mount_of(kind), system })
+    }
+
+    fn create(&self, csi: &Csi, name: &str) -> String {
+        csi.create(request(name, self.bytes, &self.capability)).expect("a volume").volume_id
+    }
+
+    fn clone(&self, csi: &Csi, name: &str, source: &str, bytes: i64) -> String {
+        let mut wanted = request(name, bytes, &self.capability);
+        wanted.volume_content_source = from_volume(source);
+        csi.create(wanted).expect("a clone").volume_id
+    }
+
+    fn up<'a>(&self, csi: &'a Csi, id: &str, name: &str) -> Mounted<'a> {
+        Mounted::up(csi, id, name, &self.capability)
+    }
+
+    /// A volume with a clone that was made while it was mounted: both are used at once.
+    fn side_by_side(&self, csi: &Csi) {
+        let source_id = self.create(csi, "source");
+        let source = self.up(csi, &source_id, "source");
+        run("cp", &["-r", SOURCE, text(&source.target.join("tree"))]);
+        sync(&source.target);
+        write_durably(&source.target.join("durable"), &[7; 100_000]);
+        let expected = tree(&source.target);
+        assert!(expected.len() > 100, "a real tree has files, this one {}", expected.len());
+
+        // The clone has the state of its source, with what was only in the log.
+        let clone_id = self.clone(csi, "clone", &source_id, self.bytes);
+        let clone = self.up(csi, &clone_id, "clone");
+        assert_same("the clone", &tree(&clone.target), &expected);
+        assert_ne!(source.device(), clone.device());
+        if self.kind != "xfs" {
+            assert_ne!(uuid(&source.device()), uuid(&clone.device()), "each has its identity");
+        }
+
+        // Both are changed, differently.
+        let (mut in_source, mut in_clone) = (expected.clone(), expected);
+        for (mounted, files, mark) in [(&source, &mut in_source, 1_u8), (&clone, &mut in_clone, 2)]
+        {
+            let names: Vec<PathBuf> =
+                files.keys().skip(usize::from(mark)).step_by(3).cloned().collect();
+            for name in names {
+                let bytes = vec![mark; 3000];
+                std::fs::write(mounted.target.join(&name), &bytes).expect("a file");
+                files.insert(name, bytes);
+            }
+            let name = PathBuf::from(format!("new-{mark}"));
+            std::fs::write(mounted.target.join(&name), vec![mark; 2 << 20]).expect("a file");
+            files.insert(name, vec![mark; 2 << 20]);
+        }
+        sync(&source.target);
+        sync(&clone.target);
+        std::fs::write("/proc/sys/vm/drop_caches", "3").expect("caches are dropped");
+        assert_same("the source, changed", &tree(&source.target), &in_source);
+        assert_same("the clone, changed", &tree(&clone.target), &in_clone);
+
+        // Unmounted, staged again, unchanged; with the identity it got the first time.
+        let before = uuid(&clone.device());
+        clone.down();
+        let clone = self.up(csi, &clone_id, "clone");
+        assert_eq!(uuid(&clone.device()), before, "an identity is given once");
+        assert_same("the clone, staged again", &tree(&clone.target), &in_clone);
+
+        // The source goes first, its clone stays.
+        source.down();
+        csi.delete(&source_id).expect("a source can be deleted");
+        assert_same("the clone alone", &tree(&clone.target), &in_clone);
+        clone.down();
+        csi.delete(&clone_id).expect("a clone can be deleted");
+    }
+
+    /// Growth of a mounted volume, and a clone that is larger than its source.
+    fn growth(&self, csi: &Csi) {
+        let source_id = self.create(csi, "small");
+        let source = self.up(csi, &source_id, "small");
+        std::fs::write(source.target.join("file"), "content").expect("a file");
+        sync(&source.target);
+        let clone_id = self.clone(csi, "large", &source_id, self.bytes * 2);
+        let clone = self.up(csi, &clone_id, "large");
+        let (small, large) = (capacity(&source.target), capacity(&clone.target));
+        assert!(
+            large > small * 17 / 10,
+            "a larger clone has a larger file system: {small} {large}"
+        );
+        for _ in 0..2 {
+            let grown = csi.expand(&source_id, &source.target, self.bytes * 2).expect("growth");
+            assert_eq!(grown, self.bytes * 2);
+        }
+        assert!(capacity(&source.target) > small * 17 / 10, "{}", capacity(&source.target));
+        // Grown while it was not mounted: the file system follows when it is staged.
+        clone.down();
+        let answer = csi.expand(&clone_id, Path::new("/nonexistent"), self.bytes * 3);
+        assert_eq!(answer.expect_err("not there").code(), tonic::Code::NotFound);
+        let clone = self.up(csi, &clone_id, "large");
+        assert!(capacity(&clone.target) > small * 26 / 10, "{}", capacity(&clone.target));
+        assert_eq!(std::fs::read(clone.target.join("file")).expect("a file"), b"content");
+        source.down();
+        clone.down();
+        csi.delete(&clone_id).expect("a clone can be deleted");
+        csi.delete(&source_id).expect("a source can be deleted");
+    }
+
+    /// A clone of a clone of a volume, deleted in every order; who is left keeps what it has.
+    fn orders(&self, csi: &Csi) {
+        let base = self.create(csi, "base");
+        let mounted = self.up(csi, &base, "base");
+        run("cp", &["-r", "/usr/include/asm-generic", text(&mounted.target.join("tree"))]);
+        mounted.down();
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            let mut ids = Vec::new();
+            let mut source = base.clone();
+            for generation in 0..3 {
+                source = self.clone(csi, &format!("g{generation}"), &source, self.bytes);
+                ids.push(source.clone());
+            }
+            let last = order[2];
+            let mounted = self.up(csi, &ids[last], "last");
+            let own = format!("generation {last}");
+            std::fs::write(mounted.target.join("own"), &own).expect("a file");
+            let expected = tree(&mounted.target);
+            for gone in &order[..2] {
+                csi.delete(&ids[*gone]).expect("any order of deletion");
+            }
+            assert_same("mounted", &tree(&mounted.target), &expected);
+            mounted.down();
+            let mounted = self.up(csi, &ids[last], "last");
+            assert_same("the last of three", &tree(&mounted.target), &expected);
+            let busy = csi.delete(&ids[last]).expect_err("it is mounted");
+            assert_eq!(busy.code(), tonic::Code::FailedPrecondition);
+            mounted.down();
+            csi.delete(&ids[last]).expect("any order of deletion");
+        }
+        csi.delete(&base).expect("the base can be deleted");
+    }
+
+    /// Everything was deleted: the pool is sound and its space has come back.
+    fn empty(&self) {
+        self.system.check();
+        let status = self.system.cli().json(&["pool", "status"]);
+        assert_eq!(number(&status, "/volumes"), 0, "{status}");
+        assert_eq!(number(&status, "/provisioned_bytes"), 0, "{status}");
+    }
+}
+
+fn whole_life(kind: &'static str, bytes: i64) {
+    let Some(world) = World::new(kind, bytes) else { return };
+    let csi = Csi::start(&world.system);
+    world.side_by_side(&csi);
+    world.growth(&csi);
+    world.orders(&csi);
+    world.empty();
+}
+
+#[test]
+fn ext4_lives_beside_its_clones() {
+    whole_life("ext4", 128 * MIB);
+}
+
+#[test]
+fn xfs_lives_beside_its_clones() {
+    // mkfs.xfs refuses less than 300 MiB.
+    whole_life("xfs", 320 * MIB);
+}
+
+#[test]
+fn btrfs_lives_beside_its_clones() {
+    whole_life("btrfs", 256 * MIB);
+}
