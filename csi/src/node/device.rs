@@ -175,15 +175,15 @@ pub(crate) enum Owner {
 }
 
 /// Finds out whose a mount is. `device` is the volume's, if it is one; `live` are all that the
-/// daemon serves.
+/// daemon serves. A node that is bound is nobody's but the volume's: it does not say for whom it
+/// was bound, and after a restart its number can be another volume's.
 pub(crate) fn owner(mount: &Mount, device: Option<&Device>, live: &[v1::Attachment]) -> Owner {
     if device.is_some_and(|device| device.carries(mount)) {
         return Owner::Volume;
     }
-    let served = live.iter().any(|other| {
-        let path = Path::new(&other.device);
-        mount.is_of(path, makedev(other.major, other.minor)) || mount.is_node(path)
-    });
+    let served = live
+        .iter()
+        .any(|other| mount.is_of(Path::new(&other.device), makedev(other.major, other.minor)));
     let ours = ["ext4", "xfs", "btrfs", "devtmpfs"].contains(&mount.fs.as_str());
     if ours && !served { Owner::Dead } else { Owner::Another }
 }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 use tonic::Status;
 
 use super::command::{run, succeed};
@@ -165,11 +166,50 @@ pub(crate) async fn check(kind: Kind, device: &Path) -> Result<(), Status> {
     }
 }
 
-/// Makes a mounted file system as large as its device; one that is, stays as it is.
+/// Whether a file system of this kind can grow while it is mounted. The kernel wants
+/// CAP_SYS_RESOURCE for an ext4, and some containers and machines do not have it.
+pub(crate) fn grows_mounted(kind: Kind) -> bool {
+    let has = |sets: CapabilitySets| sets.effective.contains(CapabilitySet::SYS_RESOURCE);
+    kind != Kind::Ext4 || capabilities(None).is_ok_and(has)
+}
+
+/// Makes an ext4 that is not mounted as large as its device. Unlike one that is mounted, it has to
+/// be checked before, all of it: only for where the other way is barred.
 ///
 /// # Errors
 /// `INTERNAL` with the words of the program.
+pub(crate) async fn grow_unmounted(device: &Path, device_bytes: u64) -> Result<(), Status> {
+    let device = device.as_os_str();
+    let header = succeed("dumpe2fs", &["-h".as_ref(), device], PROBE_LIMIT).await?;
+    if ext4_bytes(&header.stdout).is_none_or(|bytes| bytes >= device_bytes) {
+        return Ok(());
+    }
+    let checked = run("e2fsck", &["-f".as_ref(), "-p".as_ref(), device], CHECK_LIMIT).await?;
+    if !matches!(checked.code, Some(0..=2)) {
+        return Err(checked.failure("e2fsck"));
+    }
+    succeed("resize2fs", &[device], GROW_LIMIT).await.map(|_| ())
+}
+
+/// Size of the ext4 whose superblock `dumpe2fs -h` shows; `None` if that is not understood.
+fn ext4_bytes(header: &str) -> Option<u64> {
+    let number = |key: &str| -> Option<u64> {
+        header.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok()
+    };
+    number("Block count:")?.checked_mul(number("Block size:")?)
+}
+
+/// Makes a mounted file system as large as its device; one that is, stays as it is.
+///
+/// # Errors
+/// `FAILED_PRECONDITION`: it cannot grow while it is mounted; `INTERNAL` with the words of the
+/// program.
 pub(crate) async fn grow(kind: Kind, device: &Path, mounted: &Path) -> Result<(), Status> {
+    if !grows_mounted(kind) {
+        let text = "an ext4 cannot grow while it is mounted, as this process lacks \
+                    CAP_SYS_RESOURCE; it grows when it is staged again";
+        return Err(Status::failed_precondition(text));
+    }
     let (program, arguments) = match kind {
         Kind::Ext4 => ("resize2fs", vec![device.as_os_str()]),
         Kind::Xfs => ("xfs_growfs", vec!["-d".as_ref(), mounted.as_os_str()]),
@@ -197,6 +237,15 @@ mod tests {
     }
 
     #[test]
+    fn reads_what_dumpe2fs_prints() {
+        let header =
+            "Filesystem UUID: x\nBlock count:              16384\nBlock size:       4096\n";
+        assert_eq!(ext4_bytes(header), Some(64 << 20));
+        assert_eq!(ext4_bytes("Block count: 18446744073709551615\nBlock size: 4096\n"), None);
+        assert_eq!(ext4_bytes("Block size: 4096\n"), None);
+    }
+
+    #[test]
     fn options_for_mkfs_name_no_files() {
         assert_eq!(format_options("-i 8192  -O ^has_journal,quota").unwrap().len(), 4);
         assert!(format_options("").unwrap().is_empty());
@@ -220,6 +269,19 @@ mod tests {
             format(kind, &path, "").await.unwrap();
             assert_eq!(probe(&path).await.unwrap(), Found::FileSystem(kind));
             check(kind, &path).await.unwrap();
+            if kind == Kind::Ext4 {
+                std::fs::File::options()
+                    .write(true)
+                    .open(&path)
+                    .unwrap()
+                    .set_len(2 * size)
+                    .unwrap();
+                for _ in 0..2 {
+                    grow_unmounted(&path, 2 * size).await.unwrap();
+                    let header = succeed("dumpe2fs", &[&path], PROBE_LIMIT).await.unwrap();
+                    assert_eq!(ext4_bytes(&header.stdout), Some(2 * size));
+                }
+            }
             let refused = format(kind, &path, "--no-such-option").await.unwrap_err();
             assert_eq!(refused.code(), tonic::Code::Internal, "{refused}");
         }

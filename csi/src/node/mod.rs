@@ -57,7 +57,7 @@ use request::Access;
 const CAPABILITIES: [Rpc; 4] =
     [Rpc::StageUnstageVolume, Rpc::GetVolumeStats, Rpc::ExpandVolume, Rpc::SingleNodeMultiWriter];
 
-/// The service. With `controller_expand = false` NodeExpandVolume has to grow the volume as well.
+/// The service.
 pub(crate) struct NodeService {
     adapter: Arc<Adapter>,
 }
@@ -119,8 +119,9 @@ impl Node for NodeService {
         required("volume_id", &request.volume_id)?;
         request::path("staging_target_path", &request.staging_target_path)?;
         let access = Access::of(request.volume_capability)?;
-        let (volume, _, _locked) = self.hold(&request.volume_id).await?;
-        stage::stage(&self.adapter, &volume, &request.staging_target_path, &access).await?;
+        let (volume, attachment, _locked) = self.hold(&request.volume_id).await?;
+        let volume = (&volume, attachment.is_some());
+        stage::stage(&self.adapter, volume, &request.staging_target_path, &access).await?;
         Ok(Response::new(NodeStageVolumeResponse {}))
     }
 

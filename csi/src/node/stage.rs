@@ -34,26 +34,26 @@ use super::{blocking, identity, mountinfo};
 /// Mounts on top of each other at one place that are cleared away.
 const STACKED_MAX: usize = 8;
 
-/// Stages a volume that the caller has locked.
+/// Stages a volume that the caller has locked. `attached`: it was a device before.
 ///
 /// # Errors
 /// As the table of `NodeStageVolume` says.
 pub(crate) async fn stage(
     adapter: &Adapter,
-    volume: &v1::Volume,
+    (volume, attached): (&v1::Volume, bool),
     path: &str,
     access: &Access,
 ) -> Result<(), Status> {
     let Access::Mount { fs_type, flags, .. } = access else {
         // A raw device has nothing to mount; publishing binds its node.
-        return device::attach(adapter, volume).await.map(drop);
+        return attach(adapter, volume, attached).await.map(drop);
     };
     let asked = asked_kind(volume, fs_type)?;
     let place = Place::of("staging_target_path", path)?;
     if place.open()?.is_none() {
         return Err(Status::failed_precondition(format!("staging_target_path {path}: not there")));
     }
-    let device = device::attach(adapter, volume).await?;
+    let device = attach(adapter, volume, attached).await?;
     let live = adapter.daemon.attachments().await?;
     let place =
         blocking(move || clear(&place, &device, &live).map(|staged| (place, device, staged)));
@@ -80,10 +80,28 @@ pub(crate) async fn stage(
             mount_at(kind, &device, &options, place).await?;
         }
     }
-    if options.read_only() {
+    if options.read_only() || !fs::grows_mounted(kind) {
         return Ok(());
     }
     fs::grow(kind, &device.path, Path::new(path)).await
+}
+
+/// Makes a volume a device. Where the node of a new device is bound already, it was bound for
+/// another volume, which had the number before a restart: nobody may reach the new one there.
+async fn attach(adapter: &Adapter, volume: &v1::Volume, attached: bool) -> Result<Device, Status> {
+    let device = device::attach(adapter, volume).await?;
+    if attached {
+        return Ok(device);
+    }
+    blocking(move || {
+        for path in targets(&device, &[])? {
+            let path = String::from_utf8_lossy(&path);
+            tracing::warn!(path = &*path, "takes away the node of a device that was another's");
+            mount::unmount(&Place::of("mount", &path)?, Unmount::Detached)?;
+        }
+        Ok(device)
+    })
+    .await
 }
 
 /// The file system that a request asks for, or the volume was made for. `None`: a clone is taken
@@ -176,7 +194,10 @@ async fn prepare(
         identity::renew(kind, &device.path).await?;
         set_label(adapter, volume.id, labels::IDENTITY, labels::DONE).await?;
     }
-    Ok(())
+    if fs::grows_mounted(kind) {
+        return Ok(());
+    }
+    fs::grow_unmounted(&device.path, device.size_bytes()?).await
 }
 
 /// Formats a volume that holds nothing. The mark makes that known until it is complete.

@@ -40,7 +40,8 @@ fn find(
     let missing = || Status::not_found(format!("volume {} is not at {path:?}", volume.name));
     let device = Device::verify(attachment.ok_or_else(missing)?, volume.id)?;
     let place = Place::find("volume_path", path).map_err(|_| missing())?.ok_or_else(missing)?;
-    let opened = place.open()?.ok_or_else(missing)?;
+    // A path that leads nowhere, or over a link, is as good as none.
+    let opened = place.open().map_err(|_| missing())?.ok_or_else(missing)?;
     if fstat(&opened).is_ok_and(|found| device.is(&found)) {
         return Ok((device, At::Node));
     }
@@ -92,11 +93,12 @@ fn usage(unit: Unit, total: u64, used: u64, available: u64) -> VolumeUsage {
     }
 }
 
-/// Grows what is at the path to the size of the volume; returns that size.
+/// Grows what is at the path to the size of the volume, and that first if more is asked; returns
+/// the size.
 ///
 /// # Errors
-/// `NOT_FOUND`: it is not there; `OUT_OF_RANGE`: the volume is smaller than asked, and growing it
-/// is the controller's part; `FAILED_PRECONDITION`: the file system is mounted read-only.
+/// `NOT_FOUND`: it is not there; `OUT_OF_RANGE`: the volume is larger than allowed;
+/// `FAILED_PRECONDITION`: the file system cannot grow while it is mounted like this.
 pub(crate) async fn expand(
     adapter: &Adapter,
     volume: v1::Volume,
@@ -144,10 +146,7 @@ async fn grown(
     if required <= size {
         return Ok(size);
     }
-    if adapter.config.controller_expand {
-        let text = format!("the volume has {size} bytes: let the controller grow it first");
-        return Err(Status::out_of_range(text));
-    }
+    // The controller should have done it, but a volume is of one node, and so is this call.
     let request = v1::ModifyVolumeRequest {
         volume: Some(by_number(volume)),
         size_bytes: Some(required),
