@@ -50,14 +50,29 @@ impl Device {
             return Err(device.refused(&format!("pandod says it is {identity:?}")));
         }
         device.node()?;
-        let kernel = shown_identity(attachment.kind(), device.number);
-        match kernel {
+        if attachment.kind() == v1::DeviceKind::Ublk {
+            return device.verified_ublk();
+        }
+        match shown_identity(attachment.kind(), device.number) {
             Ok(kernel) if kernel == *identity => Ok(device),
             Ok(kernel) => Err(device.refused(&format!("the kernel says it is {kernel:?}"))),
             Err(error) => {
                 Err(device.refused(&format!("the kernel does not say what it is: {error}")))
             }
         }
+    }
+
+    /// The kernel keeps a digest of the identity of a ublk device, for its server alone to ask
+    /// for. The daemon has compared it when it made the device or took it back; here it is seen
+    /// that the number is that of a ublk device, and of the one that the path names.
+    fn verified_ublk(self) -> Result<Self, Status> {
+        let link = std::fs::read_link(sysfs(self.number, ""));
+        let link = link.map_err(|error| self.refused(&format!("sysfs: {error}")))?;
+        let name = link.file_name().filter(|name| name.as_encoded_bytes().starts_with(b"ublkb"));
+        if name.is_some() && name == self.path.file_name() {
+            return Ok(self);
+        }
+        Err(self.refused(&format!("the kernel says it is {}", link.display())))
     }
 
     /// The node in `/dev`, opened for naming.
@@ -138,7 +153,8 @@ fn names(identity: &str, volume: u64) -> bool {
 
 fn sysfs(number: Dev, file: &str) -> PathBuf {
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-    Path::new("/sys/dev/block").join(format!("{major}:{minor}")).join(file)
+    let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    if file.is_empty() { device } else { device.join(file) }
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
@@ -153,7 +169,8 @@ fn shown_identity(kind: v1::DeviceKind, number: Dev) -> std::io::Result<String> 
         // The name of the file that the daemon serves; its directory is of no interest.
         v1::DeviceKind::Loop => {
             let file = read(&sysfs(number, "loop/backing_file"))?;
-            Ok(file.rsplit('/').next().unwrap_or_default().to_owned())
+            let name = file.rsplit('/').next().unwrap_or_default();
+            Ok(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
         }
         v1::DeviceKind::Nbd => read(&sysfs(number, "backend")),
         v1::DeviceKind::Ublk | v1::DeviceKind::Unspecified => {
