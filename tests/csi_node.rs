@@ -7,7 +7,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pando_csi::proto::csi::VolumeUsage;
 use pando_csi::proto::csi::volume_capability::access_mode::Mode;
@@ -22,6 +22,8 @@ use tonic::{Code, Status};
 
 const MIB: i64 = 1 << 20;
 const SIZE: i64 = 64 * MIB;
+/// Longest time that a file system may stay frozen in a test.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A daemon and an adapter, if volumes can be mounted here.
 fn start() -> Option<(System, Csi)> {
@@ -206,6 +208,11 @@ fn stats_are_of_the_volume_and_of_no_other_path() {
     }
     let other = create(&csi, "other", SIZE);
     assert_eq!(code(csi.stats(&other, &mounted.target)), Code::NotFound, "another volume's");
+    let beside = Mounted::up(&csi, &other, "other", &mount_of("ext4"));
+    assert_eq!(code(csi.stats(&other, &mounted.target)), Code::NotFound, "another volume's");
+    assert_eq!(code(csi.expand_node(&other, &mounted.target, SIZE)), Code::NotFound);
+    assert_eq!(csi.stats(&other, &beside.target).expect("its own").len(), 2);
+    beside.down();
     mounted.down();
 }
 
@@ -433,6 +440,20 @@ fn writes(directory: &Path) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || write_durably(&path, b"content"))
 }
 
+/// Waits until the write was possible. If it is not, the file system is thawed before the test
+/// fails: a thread that waits for that cannot end otherwise.
+fn finishes(writer: std::thread::JoinHandle<()>, directory: &Path) {
+    let since = Instant::now();
+    while !writer.is_finished() {
+        if since.elapsed() > PATIENCE {
+            output("fsfreeze", &["--unfreeze", text(directory)]);
+            panic!("{}: still frozen after {PATIENCE:?}", directory.display());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    writer.join().expect("written");
+}
+
 #[test]
 fn nobody_leaves_a_file_system_frozen() {
     let Some((system, mut csi)) = start() else { return };
@@ -447,7 +468,7 @@ fn nobody_leaves_a_file_system_frozen() {
     pause();
     assert!(!writer.is_finished(), "frozen");
     drop(socket);
-    writer.join().expect("written");
+    finishes(writer, &target);
     child.wait().expect("a child ends");
 
     // Somebody ends the guard: it thaws, and says that it was not asked to.
@@ -457,7 +478,7 @@ fn nobody_leaves_a_file_system_frozen() {
     socket.read_exact(&mut said).expect("the guard speaks");
     assert_eq!(&said, b"L", "thawed too early");
     child.wait().expect("a child ends");
-    writes(&target).join().expect("written");
+    finishes(writes(&target), &target);
 
     // Both are killed at once: the next adapter thaws.
     let (mut child, socket) = guard(&target);
@@ -470,7 +491,7 @@ fn nobody_leaves_a_file_system_frozen() {
     assert!(!writer.is_finished(), "frozen");
     csi.kill();
     csi.spawn();
-    writer.join().expect("written");
+    finishes(writer, &target);
     let volume = system.cli().json(&["volume", "show", &pool_name("frozen")]);
     assert!(!volume["labels"].to_string().contains("frozen\":"), "{volume}");
 }
