@@ -3,5 +3,6 @@
 
 pub mod load;
 pub mod maps;
+pub mod memory;
 pub mod report;
 pub mod rig;

@@ -47,12 +47,13 @@ impl RigOptions {
         }
     }
 
-    fn open(&self) -> OpenOptions {
+    pub(crate) fn open(&self) -> OpenOptions {
         OpenOptions { cache_bytes: self.cache_bytes, ..OpenOptions::default() }
     }
 }
 
-fn start_background(pool: &Pool, options: RigOptions) {
+/// Starts what the pool does in the background, if `options` want it.
+pub(crate) fn start_background(pool: &Pool, options: RigOptions) {
     if !options.background {
         return;
     }
@@ -89,7 +90,12 @@ async fn touch(disk: &Rc<dyn Disk>) -> Result<()> {
 /// Makes a pool on a file, all of it allocated and written, so that the file costs what a device
 /// does.
 pub fn make_file(path: &Path, options: RigOptions) -> Result<()> {
-    let file = Arc::new(PoolFile::create(path, options.pool_bytes, Allocate::Write)?);
+    make_file_as(path, options, Allocate::Write)
+}
+
+/// Makes a pool on a file whose space is taken as `allocate` says.
+pub fn make_file_as(path: &Path, options: RigOptions, allocate: Allocate) -> Result<()> {
+    let file = Arc::new(PoolFile::create(path, options.pool_bytes, allocate)?);
     Executor::new(ReactorDriver::new()?).block_on(async {
         let disk: Rc<dyn Disk> = file.disk();
         Pool::format(&disk, &options.format()).await

@@ -1,7 +1,7 @@
 //! The report of `make bench`: every figure that Pando aims at, measured here, as Markdown.
 //!
 //! ```text
-//! report [--dir DIR] [--quick] [SECTION ...]     sections: ram map clone first disk open
+//! report [--dir DIR] [--quick] [SECTION ...]     sections: memory ram map clone first disk open
 //! ```
 //! Ratios compare within one run; cells are medians of repetitions that alternate between the
 //! contenders.

@@ -9,7 +9,8 @@
 //!
 //! The window is brought in by *reading*. A write fault would make its pages dirty, and the next
 //! sync would write all of them for nothing; and since each sync write-protects the pages that it
-//! cleans, it would not even save the later stores their minor fault.
+//! cleans, it would not even save the later stores their minor fault. What the window has left
+//! behind is let go, so that the ring does not count as resident memory of the process.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -143,6 +144,11 @@ impl RingMemory for MappedRing {
             // SAFETY: the range is inside our mapping, it was locked before.
             let unlocked = unsafe { rustix::mm::munlock(from_address, to - from) };
             unlocked.map_err(|e| Error::io("unlocking of the old journal window", e.into()))?;
+            // SAFETY: as above. The mapping is shared: its pages stay in the page cache, dirty ones
+            // too, and only leave the memory that counts as this process's.
+            let dropped =
+                unsafe { rustix::mm::madvise(from_address, to - from, Advice::LinuxDontNeed) };
+            dropped.map_err(|e| Error::io("unmapping of the old journal window", e.into()))?;
         }
         Ok(())
     }
