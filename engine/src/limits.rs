@@ -32,6 +32,9 @@ pub const GROUP_MAX: usize = 64;
 pub const RECORD_BYTES_MAX: usize = 48 << 10;
 /// Blocks that one record maps: 256 x (4 bytes crc + at most 32 bytes extent) = 9 KiB.
 pub const RECORD_BLOCKS_MAX: usize = 256;
+/// Blocks of data written since the last sync that call for one: recovery reads every block that
+/// may not have been durable, so this bounds its time (128 MiB).
+pub const UNSYNCED_BLOCKS_WANTED: u64 = 32 << 10;
 /// Bytes of the encoded catalogue that a reader accepts.
 pub const CATALOGUE_BYTES_MAX: usize = 64 << 20;
 /// Levels of a map. 2^34 LBAs, one an extent, in half-full nodes: 126 * 50^5 > 2^34.

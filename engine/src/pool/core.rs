@@ -115,6 +115,8 @@ pub struct Core {
     pub(crate) published_event: Notify,
     /// A checkpoint is wanted, or the pool is closing.
     pub(crate) wanted_event: Notify,
+    /// Blocks of data written since the last sync began.
+    pub(crate) unsynced_blocks: AtomicU64,
     /// Walks of the whole pool are to end: the pool is about to be closed.
     walks_end: AtomicBool,
     /// Counters.
@@ -134,6 +136,7 @@ impl Core {
             durable_event: Notify::new(),
             published_event: Notify::new(),
             wanted_event: Notify::new(),
+            unsynced_blocks: AtomicU64::new(0),
             walks_end: AtomicBool::new(false),
             counters: Counters::default(),
             options,

@@ -2,9 +2,11 @@
 //! sequence number. A flush covers everything acknowledged before it, on any handle.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::core::{Core, Pool, count};
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::UNSYNCED_BLOCKS_WANTED;
 use crate::units::Seqno;
 
 /// Ends a sync that was given up halfway (its future was dropped): somebody else may lead.
@@ -64,6 +66,17 @@ impl Pool {
         }
     }
 
+    /// A sync that nobody asked for, when too much was written without one. Recovery has to read
+    /// all of that to see what of it is there.
+    pub(super) async fn sync_if_overdue(&self) {
+        if self.core.unsynced_blocks.load(Ordering::Relaxed) < UNSYNCED_BLOCKS_WANTED {
+            return;
+        }
+        let seqno = self.core.lock().state.seqno;
+        // An error has poisoned the pool, which the next request will say.
+        let _ignored = self.commit(seqno).await;
+    }
+
     /// Makes everything so far durable, whether it was before or not: the barrier of a checkpoint.
     /// One sync at a time in the whole pool, because the device tells an error to one caller: a
     /// second sync under way would be called good though what it was to cover is lost.
@@ -87,6 +100,7 @@ impl Pool {
     async fn lead(&self, target: Seqno) -> Result<()> {
         let leading = Leading(Arc::clone(&self.core));
         count(&self.core.counters.syncs, 1);
+        self.core.unsynced_blocks.store(0, Ordering::Relaxed);
         match self.disk().sync().await {
             Ok(()) => {
                 let mut inner = self.core.lock();

@@ -173,3 +173,30 @@ fn io_limits_are_kept() {
     })
     .unwrap();
 }
+
+#[test]
+fn a_writer_who_never_flushes_is_synced_now_and_then() {
+    let sim = SimDisk::new(1, 64 << 10, SimOptions::default());
+    sim.run(async {
+        let disk = sim.disk();
+        let options = FormatOptions { journal_bytes: None, ..format_options(&disk) };
+        Pool::format(&disk, &options).await.unwrap();
+        let options = OpenOptions { cache_bytes: 4 << 20, ..OpenOptions::default() };
+        let pool = Pool::open(disk, |at, len| sim.map_ring(at, len), options).await.unwrap();
+        let a = pool.create(volume("a", Source::Empty)).await.unwrap().id;
+        let before = pool.counters();
+        let mebibyte = 1 << 20;
+        for round in 0..127u64 {
+            write(&pool, a, round % 4 * mebibyte, 1 << 20, 7).await.unwrap();
+        }
+        assert_eq!(pool.counters().syncs, before.syncs, "less than 128 MiB");
+        for round in 0..2 {
+            write(&pool, a, round * mebibyte, 1 << 20, 7).await.unwrap();
+        }
+        pool.flush().await.unwrap();
+        let after = pool.counters();
+        assert_eq!(after.checkpoints, before.checkpoints, "nobody makes any here");
+        assert_eq!(after.syncs, before.syncs + 2, "one that was overdue, one asked for");
+    })
+    .unwrap();
+}

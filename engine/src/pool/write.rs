@@ -146,6 +146,7 @@ impl Pool {
                 return;
             }
         }
+        self.sync_if_overdue().await;
     }
 
     /// Hands the blocks to the device: neighbours in one vectored write.
@@ -165,6 +166,7 @@ impl Pool {
         }
         let blocks: u64 = writes.iter().map(|(_, len, _)| len).sum();
         count(&self.core.counters.data_bytes, blocks * to_u64(BLOCK_SIZE));
+        count(&self.core.unsynced_blocks, blocks);
         if let [(start, _, bufs)] = writes.as_mut_slice() {
             return self.disk().write(*start, std::mem::take(bufs)).await;
         }
