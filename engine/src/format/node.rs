@@ -24,7 +24,7 @@ use zerocopy::{FromZeros, transmute_ref};
 use crate::crc::crc32;
 use crate::error::{Error, Result};
 use crate::limits::{EXTENT_BLOCKS_MAX, MAP_LEVELS_MAX};
-use crate::units::{BLOCK_SIZE, BlockNo, Lba, Seqno, to_u64, to_usize};
+use crate::units::{BLOCK_SIZE, BlockNo, Lba, Seqno};
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 64;
@@ -550,50 +550,6 @@ pub fn seal_crc(bytes: &mut [u8]) {
     assert_eq!(bytes.len(), BLOCK_SIZE, "a node is one block");
     let crc = crc32(&bytes[4..]);
     bytes[..4].copy_from_slice(&crc.to_le_bytes());
-}
-
-/// Number of `entries`, those of the node `of`, whose key is at most `lba`.
-///
-/// A large map lies outside of the processor's caches, so what counts is how many loads wait for
-/// one another. The first guess is that the keys are spread evenly between the bounds of the node,
-/// as they are in a volume that was written at random: then only entries that lie side by side are
-/// loaded, and all at once.
-#[must_use]
-pub fn upper_bound<E: Entry>(entries: &[E], of: &NodeRef, lba: u64) -> usize {
-    const AROUND: usize = 4;
-    let (first, end) = (of.lba.get(), of.end.get());
-    if lba < first || lba >= end {
-        return upper_bound_anywhere(entries, lba);
-    }
-    // In a leaf of single blocks the pointer has told how many there are, so that nothing waits for
-    // the node's header. Both factors are small: an LBA has 48 bits, a count 8.
-    let spread = if of.mapped <= to_u64(E::MAX) { of.mapped } else { to_u64(entries.len()) };
-    let guess = to_usize((lba - first) * spread / (end - first));
-    let from = guess.saturating_sub(AROUND);
-    match entries.get(from..guess + AROUND) {
-        Some([head, middle @ .., tail]) if (from == 0 || head.key() <= lba) && tail.key() > lba => {
-            from + usize::from(head.key() <= lba) + count_up_to(middle, lba)
-        }
-        _ => upper_bound_anywhere(entries, lba),
-    }
-}
-
-/// As [`upper_bound`], for keys in any places. Two steps, and the loads within each do not depend
-/// on one another, so that the cache misses of a step overlap: a binary search would wait for each
-/// of its six or seven in turn.
-fn upper_bound_anywhere<E: Entry>(entries: &[E], lba: u64) -> usize {
-    const STRIDE: usize = 16;
-    let mut from = 0;
-    let mut pivot = STRIDE;
-    while pivot < entries.len() {
-        from += if entries[pivot].key() <= lba { STRIDE } else { 0 };
-        pivot += STRIDE;
-    }
-    from + count_up_to(&entries[from..entries.len().min(from + STRIDE)], lba)
-}
-
-fn count_up_to<E: Entry>(entries: &[E], lba: u64) -> usize {
-    entries.iter().map(|entry| usize::from(entry.key() <= lba)).sum()
 }
 
 /// What a node refers to.

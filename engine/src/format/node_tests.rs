@@ -173,25 +173,3 @@ fn random_damage_never_panics_and_what_passes_adds_up() {
     }
     assert!(accepted > 0, "damage behind the entries is harmless");
 }
-
-#[test]
-fn upper_bound_agrees_with_a_scan() {
-    let spread = |i: u64| 10 + 3 * i;
-    let dense = |i: u64| 10 + i;
-    let crowded = |i: u64| 10 + i * i / 8 + i;
-    for keys in [spread, dense, crowded] {
-        for count in 0..80u64 {
-            let entries: Vec<LeafEntry> = (0..count).map(|i| extent(keys(i), 1, 1)).collect();
-            for (lba, end) in [(10, keys(count)), (10, LBA_END), (0, 1), (10, 11)] {
-                let (lba, end) = (Lba::new(lba), Lba::new(end));
-                let birth = Seqno::new(1);
-                let of =
-                    NodeRef { block: BlockNo::new(1), birth, level: 0, lba, end, mapped: count };
-                for lba in 0..keys(count) + 20 {
-                    let scanned = entries.iter().filter(|entry| entry.key() <= lba).count();
-                    assert_eq!(upper_bound(&entries, &of, lba), scanned);
-                }
-            }
-        }
-    }
-}

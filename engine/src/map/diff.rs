@@ -15,8 +15,9 @@
 use std::ops::Range;
 
 use super::lookup::{child_ref, first_overlap};
+use super::search::upper_bound;
 use super::{Missing, NodeCache, Root};
-use crate::format::node::{Entry, LBA_END, LeafEntry, NodeRef, upper_bound};
+use crate::format::node::{Entry, LBA_END, LeafEntry, NodeRef};
 use crate::units::Lba;
 
 /// Pairs of leaves or shared nodes that one call looks at: well below a millisecond of work.

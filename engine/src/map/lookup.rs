@@ -1,8 +1,9 @@
 //! Reading a map: the extents of a range, and which nodes an edit will need.
 
 use super::cache::Slot;
+use super::search::upper_bound;
 use super::{Missing, NodeCache, Root};
-use crate::format::node::{Entry, Extent, LeafEntry, Node, NodeRef, upper_bound};
+use crate::format::node::{Entry, Extent, LeafEntry, Node, NodeRef};
 use crate::units::{BlockNo, Lba, Seqno};
 
 /// The children of an inner node that a range concerns.

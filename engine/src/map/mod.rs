@@ -34,6 +34,7 @@ mod diff;
 mod edit;
 mod index;
 mod lookup;
+mod search;
 
 use crate::units::{BlockNo, Seqno};
 
