@@ -3,7 +3,32 @@
 
 use pando_tests::vm;
 
+/// What every kind of device must do: `tests/bin/guest/volumes.rs` and `kills.rs`.
+const CASES: [&str; 11] = [
+    "file systems",
+    "shape",
+    "discard",
+    "growth",
+    "users",
+    "read-only",
+    "orderly restart",
+    "identity",
+    "deleted volume",
+    "fio",
+    "ext4",
+];
+
 #[test]
-fn the_machine_boots_and_has_the_drivers() {
-    vm::run("boot", &["modules"]);
+fn the_best_kind_is_taken() {
+    vm::run("auto", &["order"]);
+}
+
+#[test]
+fn volumes_are_ublk_devices() {
+    vm::run("ublk", &CASES);
+}
+
+#[test]
+fn volumes_are_devices_of_the_nbd_client() {
+    vm::run("nbd", &CASES);
 }

@@ -140,6 +140,11 @@ impl State {
         Ok(connection.ended)
     }
 
+    /// Whether the kernel still has the device.
+    fn is_ours(&self) -> bool {
+        kernel::identity(self.number).is_some_and(|found| found == self.spec.identity)
+    }
+
     /// Replaces connections that have ended, until the device is to end or is gone.
     async fn keep(self: Arc<Self>, ended: oneshot::Receiver<()>) {
         let mut connected = Some(ended);
@@ -151,7 +156,7 @@ impl State {
             if self.ending.load(Ordering::Acquire) {
                 return;
             }
-            if kernel::identity(self.number).as_deref() != Some(self.spec.identity.as_str()) {
+            if !self.is_ours() {
                 error!(number = self.number, "nbd device was removed by somebody else");
                 return;
             }
@@ -278,6 +283,10 @@ impl Attached for NbdDevice {
         Box::pin(async move {
             let (node, number) = (self.node.clone(), self.state.number);
             let what = node.path.display().to_string();
+            if !self.state.is_ours() {
+                // Somebody else has removed it.
+                return Ok(());
+            }
             let held = blocking(what.clone(), STEP_TIME_MAX, move || held::hold(&node)).await?;
             self.state.ending.store(true, Ordering::Release);
             let ended = step(format!("end of {what}"), move || kernel::disconnect(number)).await;

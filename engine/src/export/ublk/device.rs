@@ -49,6 +49,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct UblkDevice {
     node: DeviceNode,
     number: u32,
+    digest: u64,
     suspended: Arc<AtomicBool>,
     /// Closed when the last queue has let go of `/dev/ublkcN`.
     served: tokio::sync::Mutex<mpsc::Receiver<()>>,
@@ -157,7 +158,7 @@ pub(super) async fn attach(spec: DeviceSpec) -> Result<UblkDevice> {
         Ok((node, suspended)) => {
             let served = started.map(|started| started.served).expect("it is served");
             let served = tokio::sync::Mutex::new(served);
-            Ok(UblkDevice { node, number, suspended, served })
+            Ok(UblkDevice { node, number, digest: info.server_flags, suspended, served })
         }
         Err(error) => {
             if let Err(left) = remove(number, started.map(|started| started.served), None).await {
@@ -263,7 +264,7 @@ pub(super) async fn recover(info: DevInfo, spec: Option<DeviceSpec>) -> Result<O
     control(what, move |control| control.end_recovery(number)).await?;
     let (node, suspended) = finish(number, suspended).await?;
     let served = tokio::sync::Mutex::new(served);
-    Ok(Some(UblkDevice { node, number, suspended, served }))
+    Ok(Some(UblkDevice { node, number, digest: info.server_flags, suspended, served }))
 }
 
 /// Waits until the kernel has noticed that the earlier server is gone, and begins.
@@ -322,12 +323,16 @@ impl Attached for UblkDevice {
 
     fn detach(&self) -> Work<'_, ()> {
         Box::pin(async move {
-            let node = self.node.clone();
+            let (number, digest, node) = (self.number, self.digest, self.node.clone());
             let what = node.path.display().to_string();
+            if control(what.clone(), move |c| find(c, number, digest)).await?.is_none() {
+                // Somebody else has removed it.
+                return Ok(());
+            }
             let held = blocking(what, STEP_TIME_MAX, move || held::hold(&node)).await?;
             let (_alive, nothing) = mpsc::channel(1);
             let served = std::mem::replace(&mut *self.served.lock().await, nothing);
-            remove(self.number, Some(served), Some(held)).await
+            remove(number, Some(served), Some(held)).await
         })
     }
 
