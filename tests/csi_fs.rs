@@ -199,7 +199,10 @@ impl World {
         }
         let id = mounted.id.clone();
         mounted.down();
-        self.up(csi, &id, "small")
+        let mounted = self.up(csi, &id, "small");
+        let grown = csi.expand(&mounted.id, &mounted.target, self.bytes * 2);
+        assert_eq!(grown.expect("nothing is to be done"), self.bytes * 2);
+        mounted
     }
 
     /// A clone of a clone of a volume, deleted in every order; who is left keeps what it has.

@@ -173,17 +173,25 @@ pub(crate) fn grows_mounted(kind: Kind) -> bool {
     kind != Kind::Ext4 || capabilities(None).is_ok_and(has)
 }
 
+/// Whether an ext4 is as large as its device, by its superblock there.
+///
+/// # Errors
+/// `INTERNAL`: the superblock cannot be read.
+async fn fills(device: &Path, device_bytes: u64) -> Result<bool, Status> {
+    let header = succeed("dumpe2fs", &["-h".as_ref(), device.as_os_str()], PROBE_LIMIT).await?;
+    Ok(ext4_bytes(&header.stdout).is_none_or(|bytes| bytes >= device_bytes))
+}
+
 /// Makes an ext4 that is not mounted as large as its device. Unlike one that is mounted, it has to
 /// be checked before, all of it: only for where the other way is barred.
 ///
 /// # Errors
 /// `INTERNAL` with the words of the program.
 pub(crate) async fn grow_unmounted(device: &Path, device_bytes: u64) -> Result<(), Status> {
-    let device = device.as_os_str();
-    let header = succeed("dumpe2fs", &["-h".as_ref(), device], PROBE_LIMIT).await?;
-    if ext4_bytes(&header.stdout).is_none_or(|bytes| bytes >= device_bytes) {
+    if fills(device, device_bytes).await? {
         return Ok(());
     }
+    let device = device.as_os_str();
     let checked = run("e2fsck", &["-f".as_ref(), "-p".as_ref(), device], CHECK_LIMIT).await?;
     if !matches!(checked.code, Some(0..=2)) {
         return Err(checked.failure("e2fsck"));
@@ -204,8 +212,15 @@ fn ext4_bytes(header: &str) -> Option<u64> {
 /// # Errors
 /// `FAILED_PRECONDITION`: it cannot grow while it is mounted; `INTERNAL` with the words of the
 /// program.
-pub(crate) async fn grow(kind: Kind, device: &Path, mounted: &Path) -> Result<(), Status> {
+pub(crate) async fn grow(
+    kind: Kind,
+    (device, device_bytes): (&Path, u64),
+    mounted: &Path,
+) -> Result<(), Status> {
     if !grows_mounted(kind) {
+        if fills(device, device_bytes).await? {
+            return Ok(());
+        }
         let text = "an ext4 cannot grow while it is mounted, as this process lacks \
                     CAP_SYS_RESOURCE; it grows when it is staged again";
         return Err(Status::failed_precondition(text));

@@ -83,7 +83,7 @@ pub(crate) async fn stage(
     if options.read_only() || !fs::grows_mounted(kind) {
         return Ok(());
     }
-    fs::grow(kind, &device.path, Path::new(path)).await
+    fs::grow(kind, (&device.path, device.size_bytes()?), Path::new(path)).await
 }
 
 /// Makes a volume a device. Where the node of a new device is bound already, it was bound for

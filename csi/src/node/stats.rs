@@ -121,7 +121,7 @@ pub(crate) async fn expand(
         // Nothing may be open while the programs run but what they open.
         drop(opened);
         let (kind, point) = writable(&name, &device)?;
-        fs::grow(kind, &device.path, &point).await?;
+        fs::grow(kind, (&device.path, shown), &point).await?;
     }
     Ok(i64::try_from(size).unwrap_or(i64::MAX))
 }
