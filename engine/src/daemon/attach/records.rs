@@ -71,8 +71,16 @@ impl Records {
     /// It cannot be made.
     pub(super) fn open(dir: PathBuf) -> Result<Self> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-        made.map_err(|error| Error::io(format!("devices_dir {}", dir.display()), error))?;
-        Ok(Self { dir })
+        // Without links, as the kernel names the place of a mount.
+        let whole = made.and_then(|()| fs::canonicalize(&dir));
+        let whole =
+            whole.map_err(|error| Error::io(format!("devices_dir {}", dir.display()), error))?;
+        Ok(Self { dir: whole })
+    }
+
+    /// The directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     fn path(&self, volume: VolumeId) -> PathBuf {
