@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use futures_util::future::join_all;
 use pando_engine::disk::sim::{Rng, SimDisk, SimOptions};
 use pando_engine::error::ErrorKind;
 use pando_engine::map::Fanout;
@@ -269,6 +270,30 @@ async fn write_at(pool: &Pool, id: VolumeId, from: u64, blocks: u64) -> bool {
 fn taken_of(name: &str, source: VolumeId, snapshot: bool) -> CreateVolume {
     let source = Source::Volume(source);
     CreateVolume { size_bytes: None, source, snapshot, ..promised(name, 0, 0) }
+}
+
+/// Many writers at once, as a device has them: while a checkpoint is under way, all of them wait.
+#[test]
+fn overwrites_find_the_space_that_a_checkpoint_is_about_to_free() {
+    let config = config(1500);
+    for seed in 0..20 {
+        let sim = SimDisk::from_image(config.formatted(), seed, SimOptions::default());
+        sim.run(async {
+            let pool = config.open(&sim).await.unwrap();
+            let db = pool.create(promised("db", 0, 0)).await.unwrap().id;
+            let writer = |number: u64| {
+                let pool = &pool;
+                async move {
+                    for round in 0..60 {
+                        let from = (number * 8 + round * 24) % 128;
+                        assert!(write_at(pool, db, from, 8).await, "seed {seed}, round {round}");
+                    }
+                }
+            };
+            join_all((0..16).map(writer)).await;
+        })
+        .unwrap();
+    }
 }
 
 #[test]

@@ -196,7 +196,9 @@ impl Pool {
     pub(crate) async fn await_space(&self, published: u64) -> Result<()> {
         let hope = {
             let inner = self.core.lock();
+            // Of a checkpoint that is under way nothing is known yet but that it frees something.
             inner.published != published
+                || inner.state.sealed_sums.is_some()
                 || !inner.state.log.is_empty()
                 || inner.drops_pending > 0
                 || inner.state.reuse.waiting().next().is_some()
