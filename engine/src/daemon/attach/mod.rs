@@ -97,7 +97,7 @@ impl Attachments {
         let uuid = uuid::Uuid::from_bytes(status.uuid).to_string();
         let prefix = format!("pando-{uuid}-");
         // A directory for each pool: the pool's lock protects this as well.
-        let records = Records::open(config.devices_dir.join(uuid))?;
+        let records = Records::open(&config.devices_dir.join(uuid))?;
         let home = Home { dir: records.dir().to_owned(), prefix: prefix.clone() };
         let attachments = Arc::new(Self {
             engine,

@@ -69,10 +69,10 @@ impl Records {
     ///
     /// # Errors
     /// It cannot be made.
-    pub(super) fn open(dir: PathBuf) -> Result<Self> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
         // Without links, as the kernel names the place of a mount.
-        let whole = made.and_then(|()| fs::canonicalize(&dir));
+        let whole = made.and_then(|()| fs::canonicalize(dir));
         let whole =
             whole.map_err(|error| Error::io(format!("devices_dir {}", dir.display()), error))?;
         Ok(Self { dir: whole })
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn a_record_comes_back_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
-        let records = Records::open(dir.path().join("a/b")).unwrap();
+        let records = Records::open(&dir.path().join("a/b")).unwrap();
         assert_eq!(records.volumes(), []);
         let mut one = record(7);
         records.write(&one).unwrap();
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_record_that_is_not_right_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
-        let records = Records::open(dir.path().to_owned()).unwrap();
+        let records = Records::open(dir.path()).unwrap();
         let other_pool = Record { identity: "pando-11-7".to_owned(), ..record(7) };
         let other_volume = Record { volume: 7, ..record(8) };
         let sectors = Record { sector_bytes: 1024, ..record(7) };
