@@ -23,30 +23,34 @@ pub(crate) async fn read_block(disk: &Rc<dyn Disk>, place: BlockNo) -> Result<Bu
     result.map(|()| buf)
 }
 
-/// The newest whole superblock of the four places.
+/// The newest whole superblock of the four places. One that lies in the other slot's place does not
+/// count: no checkpoint was written there.
 ///
 /// # Errors
-/// `NotAPool`, `Unsupported`, `Corrupt` (what each place holds), or the device's.
+/// `NotAPool`, `Unsupported`, `Corrupt` (what each place holds, or that two of them contradict each
+/// other), or the device's.
 pub(crate) async fn superblock(disk: &Rc<dyn Disk>) -> Result<Superblock> {
     let blocks = disk.len_bytes() / BLOCK_BYTES;
     if blocks < 2 * SUPER_SLOTS {
         return Err(Error::new(ErrorKind::NotAPool, "too short to be a pool"));
     }
-    let front = (0..SUPER_SLOTS).map(BlockNo::new);
-    let back = (0..SUPER_SLOTS).map(|slot| BlockNo::new(blocks - SUPER_SLOTS + slot));
+    let places = [0, blocks - SUPER_SLOTS].into_iter();
+    let places = places.flat_map(|end| (0..SUPER_SLOTS).map(move |slot| (slot, end + slot)));
     let mut newest: Option<Superblock> = None;
     let mut worst: Option<Error> = None;
-    for place in front.chain(back) {
-        let slot = match read_block(disk, place).await {
-            Ok(buf) => Superblock::decode(buf.as_bytes(), place),
-            Err(error) => Err(error.context(format_args!("superblock at {place}"))),
-        };
-        match slot {
-            Ok(found) => {
-                if newest.as_ref().is_none_or(|best| best.generation < found.generation) {
-                    newest = Some(found);
+    for (slot, place) in places.map(|(slot, place)| (slot, BlockNo::new(place))) {
+        match superblock_at(disk, slot, place).await {
+            Ok(found) => match &newest {
+                Some(best) if best.generation > found.generation => {}
+                Some(best) if best.generation == found.generation && *best != found => {
+                    // The same write made both: one of them has been changed since.
+                    return Err(Error::corrupt(format!(
+                        "superblock at {place}: there is another one of {}, which says otherwise",
+                        found.generation
+                    )));
                 }
-            }
+                _ => newest = Some(found),
+            },
             // A version that is not known beats damage, damage beats emptiness.
             Err(error) if error.kind() == ErrorKind::Unsupported => return Err(error),
             Err(error) if error.kind() == ErrorKind::NotAPool && worst.is_some() => {}
@@ -62,6 +66,27 @@ pub(crate) async fn superblock(disk: &Rc<dyn Disk>) -> Result<Superblock> {
         )));
     }
     Ok(superblock)
+}
+
+/// The superblock in a place of `slot`.
+///
+/// # Errors
+/// As [`Superblock::decode`]; `Corrupt` for one that belongs into the other slot; the device's.
+pub(crate) async fn superblock_at(
+    disk: &Rc<dyn Disk>,
+    slot: u64,
+    place: BlockNo,
+) -> Result<Superblock> {
+    let buf = read_block(disk, place).await;
+    let buf = buf.map_err(|error| error.context(format_args!("superblock at {place}")))?;
+    let found = Superblock::decode(buf.as_bytes(), place)?;
+    if u64::from(found.generation.get()) % SUPER_SLOTS != slot {
+        return Err(Error::corrupt(format!(
+            "superblock at {place}: {} belongs into the other slot",
+            found.generation
+        )));
+    }
+    Ok(found)
 }
 
 /// The catalogue that a superblock points to.
