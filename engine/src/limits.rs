@@ -16,6 +16,14 @@ pub const VOLUMES_MAX: usize = 1 << 16;
 pub const VOLUME_ID_MAX: u64 = 1 << 62;
 /// Largest sequence number.
 pub const SEQNO_MAX: u64 = 1 << 62;
+/// Sequence numbers left out when a pool is opened: more than records fit into the largest journal
+/// (1 GiB of records of 48 bytes or more). There are 2^30 of such steps.
+pub const SEQNOS_SKIPPED: u64 = 1 << 32;
+/// Generations left out when a pool is opened: the one that a dead life may have begun to write. An
+/// even number, so that the next checkpoint goes to the other slot as always.
+pub const GENERATIONS_SKIPPED: u32 = 2;
+/// Largest generation: a checkpoint a second for 130 years.
+pub const GENERATION_MAX: u32 = u32::MAX - 1024;
 /// Bytes in a name of a volume.
 pub const NAME_BYTES_MAX: usize = 253;
 /// Labels on a volume.

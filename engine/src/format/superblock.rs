@@ -5,9 +5,10 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::geometry::Geometry;
+use super::layout::{Field, fields};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::SEQNO_MAX;
+use crate::limits::{GENERATION_MAX, SEQNO_MAX};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, Generation, Seqno};
 
 /// First bytes of a superblock.
@@ -43,6 +44,14 @@ struct Raw {
 }
 
 const _: () = assert!(size_of::<Raw>() == 120);
+
+/// The fields of a superblock.
+pub const FIELDS: &[Field] = fields!(
+    Raw: magic, crc, version, incompatible, read_only_compatible, compatible, uuid [u64],
+    pool_blocks, journal_blocks, group_pages, generation, catalogue, catalogue_bytes,
+    journal_offset, seal, salt, clean,
+);
+
 const CRC_START: usize = 8;
 const CRC_END: usize = 12;
 
@@ -137,7 +146,7 @@ impl Superblock {
         {
             return Err(bad("journal position is outside the journal"));
         }
-        if raw.seal.get() > SEQNO_MAX || raw.generation.get() == u32::MAX {
+        if raw.seal.get() > SEQNO_MAX || raw.generation.get() > GENERATION_MAX {
             return Err(bad("an impossible sequence number or generation"));
         }
         if geometry.locate(BlockNo::new(raw.catalogue.get())).is_none() {

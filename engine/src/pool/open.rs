@@ -4,6 +4,11 @@
 //!
 //! Recovery changes nothing on the disk but by that checkpoint, so it can be cut and begun again;
 //! and what it begins with is made durable first, so that it is the same then.
+//!
+//! **Fresh numbers.** A life of the pool that has died may have written a part of its next
+//! checkpoint: nodes, table pages, a catalogue. None of that is referred to, but it bears the numbers
+//! that this life would use next, and would pass for this life's work if a write of that were lost.
+//! So the generation and the sequence number go on behind all that the dead life can have used.
 
 use std::rc::Rc;
 
@@ -13,6 +18,8 @@ use super::recover::Survey;
 use crate::checkpoint::{Checkpointer, Kind, load};
 use crate::disk::{Disk, RingMemory};
 use crate::error::{Error, Result};
+use crate::format::superblock::Superblock;
+use crate::limits::{GENERATIONS_SKIPPED, SEQNOS_SKIPPED};
 use crate::units::{BLOCK_BYTES, to_usize};
 
 impl Pool {
@@ -40,7 +47,11 @@ impl Pool {
         let ring_bytes = to_usize(geometry.journal_blocks * BLOCK_BYTES);
         let ring = map_ring(geometry.journal_start().byte_offset(), ring_bytes)?;
         let checkpointer = Checkpointer {
-            superblock: superblock.clone(),
+            superblock: Superblock {
+                generation: superblock.generation.plus(GENERATIONS_SKIPPED),
+                seal: superblock.seal.plus(SEQNOS_SKIPPED),
+                ..superblock.clone()
+            },
             catalogue_blocks: found.catalogue_blocks,
             drops: found.catalogue.drops.clone(),
         };
@@ -51,7 +62,8 @@ impl Pool {
         let salt = pool.core.checkpointer.lock().await.superblock.salt;
         pool.core.lock().journal.set_salt(salt);
         let replayed = last.get() - superblock.seal.get();
-        tracing::info!(replayed, generation = superblock.generation.get() + 1, "pool opened");
+        let generation = pool.core.lock().generation.get();
+        tracing::info!(replayed, generation, "pool opened");
         Ok(pool)
     }
 

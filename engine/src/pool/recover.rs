@@ -135,8 +135,9 @@ impl Pool {
                 let inner = self.core.lock();
                 let ranges = window.iter().flat_map(ranges);
                 let look = |run: MapRun| {
-                    let root = inner.state.volume(run.volume)?.entry.root.as_ref();
-                    let len = u64::from(run.len);
+                    let (volume, len) = (inner.state.volume(run.volume)?, u64::from(run.len));
+                    // What leads out of its volume is refused when its turn has come.
+                    let root = volume.entry.root.as_ref().filter(|_| volume.holds(run.lba, len));
                     map::prepare_edit(&inner.state.cache, root, run.lba, len).err()
                 };
                 ranges.filter_map(look).collect()
@@ -159,7 +160,9 @@ impl Pool {
                 let mut inner = self.core.lock();
                 match inner.state.prepare(&framed.record) {
                     Ok(()) => {
-                        inner.state.apply(framed.seqno, framed.record);
+                        // Under a number of this life: see the module `open`.
+                        let seqno = inner.state.seqno.next();
+                        inner.state.apply(seqno, framed.record);
                         return Ok(());
                     }
                     Err(need) => need,
