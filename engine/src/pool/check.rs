@@ -7,7 +7,8 @@
 //!        for each window of groups, as much as fits into memory:
 //!          walk all maps and deletions: nodes (K1 K2 K3 K9), sums (K14), count references (K6)
 //!          compare with the tables (K16): counts (K4 K5 K8 K17), free blocks (K14),
-//!          and with what the open pool may allocate (K7 K18)
+//!          what the journal has written since (K10), and what the open pool may allocate (K7)
+//!        of an open pool: what is in use or waits now (K7 K18), the sums that it keeps (K14)
 //! ```
 //! It works on an open pool and on a disk that no pool has open, by the same code. While it looks
 //! at an open pool it holds further checkpoints back: writers go on until the journal is full. It is
@@ -16,6 +17,10 @@
 
 mod count;
 mod findings;
+#[cfg(test)]
+mod kind_tests;
+mod live;
+mod records;
 mod roots;
 mod tables;
 #[cfg(test)]
@@ -24,7 +29,7 @@ mod trees;
 
 use std::rc::Rc;
 
-pub use findings::{FINDINGS_MAX, Finding, FindingKind};
+pub use findings::{FINDINGS_MAX, Finding, FindingKind, Policy};
 
 use super::core::Pool;
 use super::durable::Durable;
@@ -35,6 +40,7 @@ use crate::format::superblock::Superblock;
 use crate::units::Seqno;
 use count::{Recount, WINDOW_PAGES, windows};
 use findings::Findings;
+use records::Written;
 use roots::Strict;
 use tables::Compare;
 use trees::Walk;
@@ -110,15 +116,17 @@ impl Check<'_> {
         match load::catalogue_as_is(self.disk, &superblock).await {
             Ok(found) => {
                 let known = Some(&found.catalogue);
-                roots::journal(self.disk, &superblock, known, durable, &mut findings).await;
+                let written =
+                    records::journal(self.disk, &superblock, known, durable, &mut findings).await;
                 if roots::catalogue(&superblock, &found.catalogue, &mut findings) {
                     let durable = Durable::new(self.disk, superblock, found);
-                    self.blocks(&durable, &mut report, &mut findings, progress).await?;
+                    let found = (&mut report, &mut findings);
+                    self.blocks(&durable, &written, found, progress).await?;
                 }
             }
             Err(error) => {
                 findings.add(FindingKind::Catalogue, error);
-                roots::journal(self.disk, &superblock, None, durable, &mut findings).await;
+                records::journal(self.disk, &superblock, None, durable, &mut findings).await;
             }
         }
         report.findings = findings.list;
@@ -130,8 +138,8 @@ impl Check<'_> {
     async fn blocks(
         &self,
         durable: &Durable,
-        report: &mut CheckReport,
-        findings: &mut Findings,
+        written: &Written,
+        (report, findings): (&mut CheckReport, &mut Findings),
         progress: &dyn Fn(u64, u64),
     ) -> Result<()> {
         let geometry = durable.superblock.geometry;
@@ -154,7 +162,8 @@ impl Check<'_> {
             report.data_blocks += walk.data_blocks;
             done += walk.data_blocks;
             let (counts, complete) = (&walk.counts, walk.complete);
-            let compare = Compare { durable, counts, complete, dropped: &dropped, live: self.live };
+            let dropped = &dropped;
+            let compare = Compare { durable, counts, complete, dropped, written, live: self.live };
             for group in counts.groups() {
                 self.check_walking()?;
                 compare.group(group, walk.findings).await;
@@ -163,7 +172,7 @@ impl Check<'_> {
             }
         }
         if let Some(pool) = self.live {
-            tables::waiting(pool, findings);
+            live::all(pool, findings).await;
         }
         progress(total, total);
         Ok(())

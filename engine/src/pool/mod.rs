@@ -34,7 +34,7 @@ mod write;
 
 pub(crate) use self::core::count;
 pub use self::core::{Core, OpenOptions, Pool};
-pub use check::{CheckReport, FINDINGS_MAX, Finding, FindingKind, check_offline};
+pub use check::{CheckReport, FINDINGS_MAX, Finding, FindingKind, Policy, check_offline};
 pub use create::FormatOptions;
 pub use dump::dump_offline;
 pub use scrub::{ScrubError, ScrubStep};

@@ -25,6 +25,12 @@ impl Bitmap {
         self.free
     }
 
+    /// The same, counted anew.
+    #[must_use]
+    pub fn count_free(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
     /// Whether block `index` may be allocated.
     #[must_use]
     pub fn is_free(&self, index: u64) -> bool {

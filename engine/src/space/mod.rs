@@ -238,6 +238,25 @@ impl Space {
         self.free += added;
     }
 
+    /// Sums that are not the sums of what they stand for: for the checker.
+    #[must_use]
+    pub fn wrong_sums(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (number, group) in self.groups.iter().enumerate() {
+            let Some(bitmap) = &group.bitmap else { continue };
+            let is = bitmap.count_free();
+            if is != group.free || is != bitmap.free() {
+                let kept = group.free;
+                wrong.push(format!("group {number}: {is} blocks may be allocated, not {kept}"));
+            }
+        }
+        let is: u64 = self.groups.iter().map(|group| group.free).sum();
+        if is != self.free {
+            wrong.push(format!("{is} blocks may be allocated, not {}", self.free));
+        }
+        wrong
+    }
+
     /// Turns to another group if that has much more room than `free` blocks.
     fn goes_elsewhere(&mut self, free: u64) -> bool {
         let Some(best) = self.roomiest() else { return false };

@@ -17,7 +17,7 @@ use crate::format::catalogue::{Catalogue, GroupEntry, VolumeEntry};
 use crate::format::geometry::{Geometry, Table};
 use crate::map::{NodeCache, RefDelta};
 use crate::space::{FreshSums, MissingTable, Reuse, Space, Tables};
-use crate::units::{BlockNo, Seqno, VolumeId};
+use crate::units::{BlockNo, Seqno, VolumeId, to_u64};
 
 /// Everything that a record can change, and the caches behind it.
 pub struct State {
@@ -148,6 +148,33 @@ impl State {
         self.geometry = geometry;
         self.space.grow(geometry, groups.iter().map(|g| u64::from(g.free)));
         self.tables.grow(geometry, groups);
+    }
+
+    /// Sums that are not the sums of what they stand for: for the checker.
+    #[must_use]
+    pub fn wrong_sums(&self) -> Vec<String> {
+        let mut wrong = self.space.wrong_sums();
+        let mut compare = |what: &str, kept: u64, is: u64| {
+            if kept != is {
+                wrong.push(format!("{what}: {is}, {kept} are kept in memory"));
+            }
+        };
+        let reservations = self.volumes.values().map(|v| v.entry.reservation_blocks).sum();
+        compare("blocks reserved", self.reservations, reservations);
+        let named =
+            self.volumes.values().filter(|v| self.names.get(&v.entry.name) == Some(&v.entry.id));
+        compare("volumes by name", to_u64(self.names.len()), to_u64(named.count()));
+        let mut frozen: BTreeMap<VolumeId, u64> = BTreeMap::new();
+        for entry in self.volumes.values().map(|v| &v.entry) {
+            if let Some(source) = entry.source {
+                *frozen.entry(source).or_default() += entry.frozen_blocks;
+            }
+        }
+        for (id, volume) in &self.volumes {
+            let is = frozen.get(id).copied().unwrap_or_default();
+            compare(&format!("blocks frozen of {id}"), volume.frozen_blocks, is);
+        }
+        wrong
     }
 
     /// The entries for the catalogue.

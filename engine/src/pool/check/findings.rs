@@ -1,7 +1,28 @@
-//! What the checker found: numbered kinds, and a bounded list.
+//! What the checker found: numbered kinds, and a bounded list. `docs/OPERATIONS.md` has the table
+//! of kinds, which a test compares with this one.
 
 /// Findings that are listed; more are only counted.
 pub const FINDINGS_MAX: usize = 1000;
+
+/// What becomes of a pool with such damage when it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// It opens. What meets the damage gets an error; the rest is served.
+    Detect,
+    /// It does not open: what is damaged is needed for everything, or acknowledged changes are lost.
+    Refuse,
+}
+
+impl Policy {
+    /// The name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Detect => "detect",
+            Self::Refuse => "refuse",
+        }
+    }
+}
 
 /// What sort of damage it is. The numbers are stable: programs match on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,7 +39,7 @@ pub enum FindingKind {
     UsedAndFree,
     /// K6: a block is used as one thing and counted, or used, as another.
     Type,
-    /// K7: a block that the last checkpoint needs may be allocated.
+    /// K7: a block that is in use now, or that the last checkpoint needs, may be allocated.
     Allocatable,
     /// K8: a deletion under way does not hold exactly the references it has to give up.
     Drop,
@@ -43,6 +64,49 @@ pub enum FindingKind {
 }
 
 impl FindingKind {
+    /// All kinds, in their order.
+    pub const ALL: [Self; 17] = [
+        Self::Node,
+        Self::Birth,
+        Self::Shape,
+        Self::Count,
+        Self::UsedAndFree,
+        Self::Type,
+        Self::Allocatable,
+        Self::Drop,
+        Self::Bounds,
+        Self::Journal,
+        Self::Superblock,
+        Self::Clean,
+        Self::Catalogue,
+        Self::Sum,
+        Self::Table,
+        Self::Leak,
+        Self::Waiting,
+    ];
+
+    /// What opening makes of it.
+    #[must_use]
+    pub const fn policy(self) -> Policy {
+        match self {
+            Self::Journal | Self::Clean | Self::Catalogue => Policy::Refuse,
+            Self::Node
+            | Self::Birth
+            | Self::Shape
+            | Self::Count
+            | Self::UsedAndFree
+            | Self::Type
+            | Self::Allocatable
+            | Self::Drop
+            | Self::Bounds
+            | Self::Superblock
+            | Self::Sum
+            | Self::Table
+            | Self::Leak
+            | Self::Waiting => Policy::Detect,
+        }
+    }
+
     /// The stable number, as "K4".
     #[must_use]
     pub const fn code(self) -> &'static str {
@@ -77,6 +141,8 @@ impl FindingKind {
         }
     }
 }
+
+const _: () = assert!(FindingKind::ALL.len() == FindingKind::Waiting as usize + 1);
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use super::super::core::Pool;
 use super::super::durable::Durable;
 use super::count::{Counted, Recount};
 use super::findings::{FindingKind as Kind, Findings};
+use super::records::Written;
 
 /// What the comparison needs to know besides the tables.
 pub(super) struct Compare<'a> {
@@ -23,6 +24,8 @@ pub(super) struct Compare<'a> {
     /// Every reference was found: what is counted and not found is lost.
     pub(super) complete: bool,
     pub(super) dropped: &'a BTreeSet<BlockNo>,
+    /// What the journal has written to since.
+    pub(super) written: &'a Written,
     /// The open pool.
     pub(super) live: Option<&'a Pool>,
 }
@@ -51,10 +54,16 @@ impl Compare<'_> {
         for page in 0..group_len.div_ceil(PAGE_ENTRIES) {
             let len = PAGE_ENTRIES.min(group_len - page * PAGE_ENTRIES);
             let id = PageId { group: to_u32(group), table: Table::Refs, page: to_u32(page) };
-            let sums = PageId { table: Table::Sums, ..id };
-            let (refs, sums) = join(self.durable.page(id), self.durable.page(sums)).await;
-            if let Err(error) = sums {
-                findings.add(Kind::Table, error);
+            let sums_id = PageId { table: Table::Sums, ..id };
+            let (refs, sums) = join(self.durable.page(id), self.durable.page(sums_id)).await;
+            let data = self.has_data(id, len);
+            match sums {
+                Ok(None) if data => {
+                    let what = format_args!("{sums_id} was never written, and there is data");
+                    findings.add(Kind::Table, what);
+                }
+                Ok(_) => {}
+                Err(error) => findings.add(Kind::Table, error),
             }
             let here = self.page(id, len, refs, findings);
             free = free.zip(here).map(|(sum, here)| sum + here);
@@ -64,6 +73,14 @@ impl Compare<'_> {
             let what = format!("group {group}: {free} free blocks, the catalogue says {told}");
             findings.add(Kind::Sum, what);
         }
+    }
+
+    /// Whether a map names data in the blocks of a page.
+    fn has_data(&self, id: PageId, len: u64) -> bool {
+        let (group, page) = (u64::from(id.group), u64::from(id.page));
+        let base = self.durable.superblock.geometry.block_at(group, page * PAGE_ENTRIES);
+        self.counts.has_page(group, page)
+            && (0..len).any(|offset| self.counts.of(base.plus(offset)).kind == BlockType::Data)
     }
 
     /// Compares one page; returns its free blocks.
@@ -83,7 +100,8 @@ impl Compare<'_> {
                 return None;
             }
         };
-        let base = self.durable.superblock.geometry.block_at(group, page * PAGE_ENTRIES);
+        let geometry = self.durable.superblock.geometry;
+        let base = geometry.block_at(group, page * PAGE_ENTRIES);
         let mut run: Option<Wrong> = None;
         let mut free = 0;
         for offset in 0..len {
@@ -91,6 +109,10 @@ impl Compare<'_> {
             let stored = refs.as_ref().map_or(0, |page| page.get(to_usize(offset)));
             free += u64::from(stored == 0);
             let counted = self.counts.of(block);
+            if (stored != 0 || counted.count > 0) && self.written.has(&geometry, block) {
+                let what = "was written by a record, and the checkpoint before it needs it";
+                findings.add(Kind::Journal, format_args!("journal: {block} {what}"));
+            }
             let wrong = self.judge(block, stored, counted).map(|kind| Wrong {
                 kind,
                 stored,
@@ -139,19 +161,6 @@ impl Compare<'_> {
             if inner.state.space.is_free(block) && self.counts.of(block).count > 0 {
                 findings.add(Kind::Allocatable, format_args!("{block} may be allocated"));
             }
-        }
-    }
-}
-
-/// K18: freed blocks that still wait are on no free list. Runs come and go as a whole, so their
-/// ends speak for all of them.
-pub(super) fn waiting(pool: &Pool, findings: &mut Findings) {
-    let inner = pool.core.lock();
-    for run in inner.state.reuse.waiting() {
-        let ends = [run.block, run.block.plus(run.len - 1)];
-        if ends.iter().any(|end| inner.state.space.is_free(*end)) {
-            let what = format!("{} ({} blocks) waits and may be allocated", run.block, run.len);
-            findings.add(Kind::Waiting, what);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The checker finds nothing in a sound pool, and each kind of damage by its number and place.
-//! Damage is made with all checksums right, where it is not the checksum that is damaged.
+//! The checker finds nothing in a sound pool; pools that others damage for it (`kind_tests`); its
+//! bounds.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -16,33 +16,31 @@ use crate::format::catalogue::{Catalogue, NodeDrop, chain_blocks, encode_chain_b
 use crate::format::codec::encode_catalogue;
 use crate::format::geometry::{Geometry, PageId, Table};
 use crate::format::group::{BlockType, TablePage};
-use crate::format::node::{LeafEntry, Node, NodeRef, Root, seal_crc};
+use crate::format::node::{LeafEntry, Node, NodeRef, seal_crc};
 use crate::format::superblock::Superblock;
-use crate::map::Extent;
-use crate::space::Run;
-use crate::units::{BLOCK_SIZE, BlockNo, Lba, Seqno, to_usize};
+use crate::units::{BLOCK_SIZE, BlockNo, Seqno};
 use zerocopy::FromBytes;
 
-const BLOCKS: u64 = 4096;
+pub(super) const BLOCKS: u64 = 4096;
 
 /// A sound image and what its last checkpoint says.
-struct Sound {
-    image: SimImage,
-    superblock: Superblock,
-    catalogue: Catalogue,
-    chain: Vec<BlockNo>,
+pub(super) struct Sound {
+    pub(super) image: SimImage,
+    pub(super) superblock: Superblock,
+    pub(super) catalogue: Catalogue,
+    pub(super) chain: Vec<BlockNo>,
     /// A leaf with three extents at least, that one volume alone has.
-    leaf: NodeRef,
+    pub(super) leaf: NodeRef,
     /// All blocks in use, with their types.
-    used: Vec<(BlockNo, BlockType)>,
+    pub(super) used: Vec<(BlockNo, BlockType)>,
 }
 
-fn sound(seed: u64) -> Sound {
+pub(super) fn sound(seed: u64) -> Sound {
     let (image, _) = image(seed, BLOCKS, 300);
     sound_of(image)
 }
 
-fn sound_of(image: SimImage) -> Sound {
+pub(super) fn sound_of(image: SimImage) -> Sound {
     let sim = SimDisk::from_image(image.clone(), 1, SimOptions::default());
     let parts = sim.run(async {
         let durable = durable_of(&sim.disk()).await;
@@ -89,26 +87,26 @@ async fn some_leaf(durable: &Durable) -> NodeRef {
 }
 
 impl Sound {
-    fn geometry(&self) -> Geometry {
+    pub(super) fn geometry(&self) -> Geometry {
         self.superblock.geometry
     }
 
-    fn blocks(&mut self) -> &mut Image {
+    pub(super) fn blocks(&mut self) -> &mut Image {
         self.image.blocks_mut()
     }
 
-    fn first(&self, kind: BlockType) -> BlockNo {
+    pub(super) fn first(&self, kind: BlockType) -> BlockNo {
         self.used.iter().find(|(_, k)| *k == kind).unwrap().0
     }
 
-    fn free_block(&self) -> BlockNo {
+    pub(super) fn free_block(&self) -> BlockNo {
         let used: BTreeSet<_> = self.used.iter().map(|(block, _)| *block).collect();
         let group = |index| self.geometry().block_at(0, index);
         (0..).map(group).find(|block| !used.contains(block)).unwrap()
     }
 
     /// Changes bytes of a node, whose checksum is right again after that.
-    fn edit_node(&mut self, block: BlockNo, change: impl FnOnce(&mut [u8; BLOCK_SIZE])) {
+    pub(super) fn edit_node(&mut self, block: BlockNo, change: impl FnOnce(&mut [u8; BLOCK_SIZE])) {
         let mut bytes = *self.blocks().block(block);
         change(&mut bytes);
         seal_crc(&mut bytes);
@@ -116,7 +114,7 @@ impl Sound {
     }
 
     /// Changes the entries of the leaf.
-    fn edit_leaf(&mut self, change: impl FnOnce(&mut Vec<LeafEntry>)) {
+    pub(super) fn edit_leaf(&mut self, change: impl FnOnce(&mut Vec<LeafEntry>)) {
         self.edit_node(self.leaf.block, |bytes| {
             let node = Node::mut_from_bytes(bytes).unwrap();
             let mut entries = node.leaf().to_vec();
@@ -126,7 +124,7 @@ impl Sound {
     }
 
     /// Writes the catalogue, as `change` makes it, and the superblock that names it.
-    fn edit_catalogue(&mut self, change: impl FnOnce(&mut Catalogue)) {
+    pub(super) fn edit_catalogue(&mut self, change: impl FnOnce(&mut Catalogue)) {
         change(&mut self.catalogue);
         let bytes = encode_catalogue(&self.catalogue).unwrap();
         assert_eq!(chain_blocks(bytes.len()), self.chain.len(), "the chain is as long as before");
@@ -140,7 +138,7 @@ impl Sound {
         self.write_superblock();
     }
 
-    fn write_superblock(&mut self) {
+    pub(super) fn write_superblock(&mut self) {
         let slot = u64::from(self.superblock.generation.get() % 2);
         let bytes = self.superblock.encode();
         for place in self.geometry().super_places(slot) {
@@ -149,7 +147,7 @@ impl Sound {
     }
 
     /// Where the last version of a page lies.
-    fn page_place(&self, id: PageId) -> BlockNo {
+    pub(super) fn page_place(&self, id: PageId) -> BlockNo {
         let sim = SimDisk::from_image(self.image.clone(), 1, SimOptions::default());
         let header =
             sim.run(async { durable_of(&sim.disk()).await.header(id.group).await.unwrap() });
@@ -157,7 +155,7 @@ impl Sound {
     }
 
     /// Sets the stored reference count of a block.
-    fn set_count(&mut self, block: BlockNo, entry: u32) {
+    pub(super) fn set_count(&mut self, block: BlockNo, entry: u32) {
         let (id, at) = self.geometry().page_of(Table::Refs, block).unwrap();
         let place = self.page_place(id);
         let mut bytes = *self.blocks().block(place);
@@ -168,29 +166,13 @@ impl Sound {
         self.blocks().write(place, 0, &bytes);
     }
 
-    fn check(&self) -> CheckReport {
+    pub(super) fn check(&self) -> CheckReport {
         check_image(&self.image, u64::MAX)
-    }
-
-    /// The checker says `code`, and only that, and names `place`.
-    fn finds(&self, code: &str, place: impl std::fmt::Display) {
-        let report = self.check();
-        let place = place.to_string();
-        let codes: BTreeSet<&str> = report.findings.iter().map(|f| f.code.as_str()).collect();
-        assert_eq!(codes, BTreeSet::from([code]), "{:#?}", report.findings);
-        assert!(report.findings[0].what.contains(&place), "{place}: {:?}", report.findings);
-        let windows = check_image(&self.image, 1);
-        let sort = |report: &CheckReport| {
-            let mut found: Vec<_> = report.findings.iter().map(|f| f.what.clone()).collect();
-            found.sort();
-            found
-        };
-        assert_eq!(sort(&windows), sort(&report), "window by window");
     }
 }
 
 /// Checks an image with at most `window` pages of counts in memory.
-fn check_image(image: &SimImage, window: u64) -> CheckReport {
+pub(super) fn check_image(image: &SimImage, window: u64) -> CheckReport {
     let sim = SimDisk::from_image(image.clone(), 1, SimOptions::default());
     let report = sim.run(async {
         let disk = sim.disk();
@@ -246,213 +228,6 @@ fn a_pool_that_lost_power_has_no_findings() {
             assert_eq!(check_image(&sim.image_after_cut(plan), u64::MAX).findings, []);
         }
     }
-}
-
-#[test]
-fn k1_node_damaged() {
-    let mut sound = sound(1);
-    let block = sound.leaf.block;
-    sound.blocks().flip_bit(block, 3000);
-    sound.finds("K1", format!("map node at {block}: checksum"));
-}
-
-#[test]
-fn k2_node_of_another_birth() {
-    let mut sound = sound(1);
-    let block = sound.leaf.block;
-    let birth = Seqno::new(sound.leaf.birth.get() - 1);
-    sound.edit_node(block, |bytes| Node::mut_from_bytes(bytes).unwrap().place(block, birth));
-    sound.finds("K2", format!("map node at {block}: born at {birth}"));
-}
-
-#[test]
-fn k3_node_out_of_shape() {
-    let mut sound = sound(1);
-    let block = sound.leaf.block;
-    sound.edit_leaf(|entries| entries.swap(1, 2));
-    sound.finds("K3", format!("map node at {block}: extents overlap or are not sorted"));
-}
-
-#[test]
-fn k4_wrong_count() {
-    let mut sound = sound(1);
-    let block = sound.first(BlockType::Data);
-    sound.set_count(block, BlockType::Data.entry(77));
-    sound.finds("K4", format!("{block}: counted 77 times as Data"));
-}
-
-#[test]
-fn k5_used_and_free() {
-    let mut sound = sound(1);
-    let block = sound.first(BlockType::Data);
-    sound.set_count(block, 0);
-    sound.edit_catalogue(|catalogue| catalogue.groups[0].free += 1);
-    sound.finds("K5", format!("{block}: counted as free"));
-}
-
-#[test]
-fn k6_two_types() {
-    let mut sound = sound(1);
-    let block = sound.leaf.block;
-    sound.set_count(block, BlockType::Data.entry(1));
-    sound.finds("K6", format!("{block}: counted 1 times as Data"));
-}
-
-#[test]
-fn k8_wrong_deletion() {
-    let mut sound = sound(1);
-    let NodeRef { block, birth, .. } = sound.leaf;
-    sound.edit_catalogue(|catalogue| catalogue.drops.push(NodeDrop { block, birth }));
-    sound.finds("K8", format!("{block}: counted 1 times as Node, 2 references"));
-}
-
-#[test]
-fn k9_out_of_bounds() {
-    let mut sound = sound(1);
-    let block = sound.leaf.block;
-    sound.edit_leaf(|entries| {
-        let extent = entries[1].extent();
-        entries[1] = LeafEntry::new(&Extent { block: BlockNo::new(BLOCKS - 1), ..extent });
-    });
-    sound.finds("K9", format!("map node at {block}"));
-    let mut sound = self::sound(1);
-    let volumes = &sound.catalogue.volumes;
-    let shrunk = volumes.iter().position(|volume| volume.root.is_some()).unwrap();
-    sound.edit_catalogue(|catalogue| catalogue.volumes[shrunk].size_bytes = 4096);
-    sound.finds("K9", "are beyond its 1 blocks");
-}
-
-/// An image with flushed records behind the last checkpoint, and where in the ring they begin.
-fn with_records() -> Sound {
-    let sim = SimDisk::new(4, BLOCKS, SimOptions::default());
-    sim.run(async {
-        let mut world = World::new(&sim, 4).await;
-        world.steps(100).await;
-        let volume = world.create(None, false).await;
-        world.write(volume, 0, 9).await;
-        world.pool.checkpoint().await.unwrap();
-        for lba in [3, 20, 40] {
-            world.write(volume, lba, 1).await;
-            world.pool.flush().await.unwrap();
-        }
-    })
-    .unwrap();
-    sound_of(sim.image_after_cut(CutPlan::KeepNone))
-}
-
-#[test]
-fn k10_flushed_record_damaged() {
-    let mut sound = with_records();
-    assert_eq!(sound.check().findings, []);
-    let start = sound.superblock.journal_offset;
-    let block = sound.geometry().journal_start().plus(start / 4096);
-    sound.blocks().flip_bit(block, to_usize(start % 4096) * 8 + 400);
-    let next = sound.superblock.seal.next().get();
-    sound.finds("K10", format!("record {next} is damaged or lost"));
-}
-
-#[test]
-fn k11_superblock_slots() {
-    let sound = sound(1);
-    for slot in 0..2 {
-        for place in sound.geometry().super_places(slot) {
-            let mut bad = self::sound(1);
-            bad.blocks().flip_bit(place, 500);
-            bad.finds("K11", format!("superblock at {place}"));
-        }
-    }
-}
-
-#[test]
-fn k12_clean_with_records() {
-    let mut sound = with_records();
-    sound.superblock.clean = true;
-    sound.write_superblock();
-    let next = sound.superblock.seal.next().get();
-    sound.finds("K12", format!("record {next} follows"));
-}
-
-#[test]
-fn k13_catalogue() {
-    let mut sound = sound(1);
-    let name = sound.catalogue.volumes[0].name.clone();
-    sound.edit_catalogue(|catalogue| catalogue.volumes[1].name.clone_from(&name));
-    sound.finds("K13", format!("two volumes are named {name}"));
-    let mut sound = self::sound(1);
-    let place = sound.chain[0];
-    sound.blocks().flip_bit(place, 700);
-    sound.finds("K13", format!("catalogue at {place}: checksum"));
-}
-
-#[test]
-fn k14_sums() {
-    let mut sound = sound(1);
-    sound.edit_catalogue(|catalogue| catalogue.groups[1].free -= 1);
-    sound.finds("K14", "group 1: ");
-    let mut sound = self::sound(1);
-    let roots = sound.catalogue.volumes.iter().map(|volume| volume.root);
-    let at = roots.clone().position(|root| root.is_some()).unwrap();
-    let Root { ptr, .. } = sound.catalogue.volumes[at].root.unwrap();
-    // All volumes that share the root say so.
-    sound.edit_catalogue(|catalogue| {
-        for root in catalogue.volumes.iter_mut().filter_map(|volume| volume.root.as_mut()) {
-            root.ptr.mapped += u64::from(root.ptr.block == ptr.block);
-        }
-    });
-    sound.finds("K14", format!("map node at {}: maps {} blocks", ptr.block, ptr.mapped));
-}
-
-#[test]
-fn k16_tables() {
-    for table in [Table::Refs, Table::Sums] {
-        let mut sound = sound(1);
-        let id = PageId { group: 0, table, page: 0 };
-        let place = sound.page_place(id);
-        sound.blocks().flip_bit(place, 3000);
-        sound.finds("K16", format!("{place}: {id}: checksum"));
-    }
-    let mut sound = sound(1);
-    let place = sound.geometry().header_place(0, u64::from(sound.catalogue.groups[0].slot));
-    sound.blocks().flip_bit(place, 3000);
-    sound.finds("K16", format!("{place}: header of group 0: checksum"));
-}
-
-#[test]
-fn k17_leak() {
-    let mut sound = sound(1);
-    let block = sound.free_block();
-    sound.set_count(block, BlockType::Data.entry(1));
-    sound.edit_catalogue(|catalogue| catalogue.groups[0].free -= 1);
-    sound.finds("K17", format!("{block}: counted 1 times as Data, no reference"));
-}
-
-#[test]
-fn k7_and_k18_what_an_open_pool_would_allocate() {
-    let sim = SimDisk::new(6, BLOCKS, SimOptions::default());
-    sim.run(async {
-        let mut world = World::new(&sim, 6).await;
-        let volume = world.create(None, false).await;
-        world.write(volume, 0, 9).await;
-        world.pool.checkpoint().await.unwrap();
-        let (extents, _) = world.pool.extents(volume, Lba::new(0), Lba::new(1)).await.unwrap();
-        let run = Run { block: extents[0].block, len: 1 };
-        world.pool.core.lock().state.space.release(run).unwrap();
-        let report = world.pool.check(&|_, _| ()).await.unwrap();
-        let found: Vec<_> = report.findings.iter().map(|f| (&*f.code, &*f.what)).collect();
-        assert_eq!(found, [("K7", &*format!("{} may be allocated", run.block))]);
-        {
-            let mut inner = world.pool.core.lock();
-            inner.state.space.take_exactly(run).unwrap();
-            inner.state.space.recorded(run);
-            let free = inner.state.space.take(1).unwrap();
-            inner.state.space.untake(free);
-            inner.state.reuse.freed(vec![free], true);
-        }
-        let report = world.pool.check(&|_, _| ()).await.unwrap();
-        assert_eq!(report.findings.len(), 1, "{report:?}");
-        assert_eq!(report.findings[0].code, "K18");
-    })
-    .unwrap();
 }
 
 #[test]
