@@ -5,6 +5,7 @@ use bincode::{Decode, Encode};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::layout::{Field, fields};
 use crate::crc::crc32;
 use crate::error::{Error, Result};
 use crate::format::node::{NodePtr, Root};
@@ -112,6 +113,10 @@ struct ChainHeader {
 
 const HEADER_BYTES: usize = 48;
 const _: () = assert!(size_of::<ChainHeader>() == HEADER_BYTES);
+
+/// The fields of the header of a block of the chain.
+pub const FIELDS: &[Field] =
+    fields!(ChainHeader: crc, magic, uuid [u64], next, generation, length, index, reserved);
 const MAGIC: u32 = 0x6143_4450;
 /// Bytes of the catalogue in one block of the chain.
 pub const CHAIN_PAYLOAD: usize = BLOCK_SIZE - HEADER_BYTES;

@@ -52,6 +52,28 @@ pub fn decode_catalogue<T: Decode<()>>(bytes: &[u8]) -> Result<T> {
     whole(bincode::decode_from_slice(bytes, CATALOGUE), bytes.len(), "catalogue")
 }
 
+/// Where the numbers and strings of a value lie in its encoding, in their order: for tests that
+/// change each of them. It is the encoder itself that tells, so that none is left out.
+///
+/// # Panics
+/// Never: the writer takes everything.
+#[cfg(any(test, feature = "testing"))]
+#[must_use]
+pub fn spans<T: Encode>(value: &T) -> Vec<std::ops::Range<usize>> {
+    #[derive(Default)]
+    struct Spans(Vec<std::ops::Range<usize>>);
+    impl bincode::enc::write::Writer for Spans {
+        fn write(&mut self, bytes: &[u8]) -> std::result::Result<(), bincode::error::EncodeError> {
+            let start = self.0.last().map_or(0, |span| span.end);
+            self.0.push(start..start + bytes.len());
+            Ok(())
+        }
+    }
+    let mut encoder = bincode::enc::EncoderImpl::new(Spans::default(), CATALOGUE);
+    value.encode(&mut encoder).expect("a list takes everything");
+    encoder.into_writer().0
+}
+
 fn whole<T>(
     decoded: std::result::Result<(T, usize), bincode::error::DecodeError>,
     len: usize,

@@ -8,6 +8,7 @@ use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::geometry::{GROUP_PAGES_MAX, PAGE_ENTRIES, PageId, Table};
+use super::layout::{Field, fields};
 use crate::crc::crc32;
 use crate::error::{Error, Result};
 use crate::units::{BLOCK_SIZE, Generation, to_usize};
@@ -69,6 +70,9 @@ pub struct TablePage {
 }
 
 const _: () = assert!(size_of::<TablePage>() == BLOCK_SIZE);
+
+/// The fields of a table page.
+pub const PAGE_FIELDS: &[Field] = fields!(TablePage: crc, group, which, generation, entries [U32]);
 
 impl TablePage {
     /// The page that was never written: all zero.
@@ -171,6 +175,12 @@ pub struct GroupHeader {
 }
 
 const _: () = assert!(size_of::<GroupHeader>() == BLOCK_SIZE);
+
+/// The fields of a group's header.
+pub const HEADER_FIELDS: &[Field] = fields!(
+    GroupHeader: crc, magic, uuid [u64], group, generation, slots [u8], generations [U32],
+    reserved [u8],
+);
 const HEADER_MAGIC: u32 = 0x7072_4750;
 
 impl GroupHeader {

@@ -5,6 +5,7 @@ pub mod catalogue;
 pub mod codec;
 pub mod geometry;
 pub mod group;
+pub mod layout;
 pub mod node;
 pub mod record;
 pub mod superblock;

@@ -21,6 +21,7 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_mut};
 use zerocopy::{FromZeros, transmute_ref};
 
+use super::layout::{Field, fields};
 use crate::crc::crc32;
 use crate::error::{Error, Result};
 use crate::limits::{EXTENT_BLOCKS_MAX, MAP_LEVELS_MAX};
@@ -293,6 +294,14 @@ struct NodeHeader {
     count: U16,
     reserved: [u8; 20],
 }
+
+/// The fields of a node's header.
+pub const HEADER_FIELDS: &[Field] =
+    fields!(NodeHeader: crc, magic, pool [u64], block, birth, level, count, reserved [u32]);
+/// The fields of an entry of a leaf.
+pub const LEAF_FIELDS: &[Field] = fields!(LeafEntry: lba_len, block_own);
+/// The fields of an entry of an inner node.
+pub const INNER_FIELDS: &[Field] = fields!(InnerEntry: lba, block, birth, mapped, own);
 
 const _: () = assert!(size_of::<NodeHeader>() == HEADER_BYTES);
 const _: () = assert!(size_of::<LeafEntry>() == 16 && LEAF_ENTRIES_MAX == 252);

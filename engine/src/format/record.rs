@@ -15,6 +15,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::catalogue::IoLimits;
 use super::codec::{decode_record, encode_record};
+use super::layout::{Field, fields};
 use crate::crc::crc32_of_parts;
 use crate::error::Result;
 use crate::limits::RECORD_BYTES_MAX;
@@ -38,6 +39,9 @@ struct Header {
 }
 
 const _: () = assert!(size_of::<Header>() == HEADER_BYTES);
+
+/// The fields of a record's header.
+pub const FIELDS: &[Field] = fields!(Header: crc, length, seqno, durable, salt, magic);
 
 /// A run of LBAs of a volume that now stands on a run of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]

@@ -9,6 +9,7 @@
 //! ```
 
 pub mod crash;
+pub mod damage;
 pub mod gen_ops;
 pub mod model;
 pub mod run;
