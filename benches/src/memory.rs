@@ -91,7 +91,9 @@ pub fn measure(path: &Path, cache_bytes: u64, extents: u64) -> Result<(Resident,
     let begin = Instant::now();
     let measured = Executor::new(ReactorDriver::new()?).block_on(async {
         let disk: Rc<dyn Disk> = Rc::new(Forgetful(file.disk()));
-        let pool = Pool::open(disk, |at, len| file.map_ring(at, len), options.open()).await?;
+        let pool =
+            Pool::open(disk, |len| file.map_ring(Path::new(rig::RINGS), len), options.open())
+                .await?;
         rig::start_background(&pool, options);
         let info = rig::volume(&pool, "v", extents * 8192).await?;
         let device = rig::device(&pool, &info)?;

@@ -71,7 +71,7 @@ pub fn in_memory<F: Future>(
         let disk = memory.disk();
         touch(&disk).await?;
         Pool::format(&disk, &options.format()).await?;
-        let pool = Pool::open(disk, |at, len| memory.map_ring(at, len), options.open()).await?;
+        let pool = Pool::open(disk, |len| memory.map_ring(len), options.open()).await?;
         start_background(&pool, options);
         Ok(work(pool).await)
     })
@@ -102,6 +102,9 @@ pub fn make_file_as(path: &Path, options: RigOptions, allocate: Allocate) -> Res
     })
 }
 
+/// Where the memory of journals is: in memory, as with the daemon.
+pub const RINGS: &str = "/dev/shm/pando-bench";
+
 /// Runs `work` on the pool in a file.
 pub fn on_file<F: Future>(
     path: &Path,
@@ -111,7 +114,8 @@ pub fn on_file<F: Future>(
     let file = Arc::new(PoolFile::open(path)?);
     Executor::new(ReactorDriver::new()?).block_on(async {
         let disk = file.disk();
-        let pool = Pool::open(disk, |at, len| file.map_ring(at, len), options.open()).await?;
+        let pool =
+            Pool::open(disk, |len| file.map_ring(Path::new(RINGS), len), options.open()).await?;
         start_background(&pool, options);
         Ok(work(pool).await)
     })

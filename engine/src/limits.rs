@@ -32,6 +32,8 @@ pub const LABELS_MAX: usize = 32;
 pub const LABEL_BYTES_MAX: usize = 512;
 /// Bytes of one request at the volume interface (NBD's customary bound).
 pub const REQUEST_BYTES_MAX: u32 = 32 << 20;
+/// Memory in which records wait for their flush: those of some 50,000 small writes.
+pub const RING_MEMORY_BYTES: usize = 4 << 20;
 /// Blocks mapped by one extent: a 16-bit length.
 pub const EXTENT_BLOCKS_MAX: u64 = 65535;
 /// Volumes in one atomic snapshot or clone of several.

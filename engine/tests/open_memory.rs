@@ -20,7 +20,7 @@ const PEAK_BYTES_MAX: usize = 56 << 20;
 
 async fn open(disk: &MemDisk) -> Pool {
     let options = OpenOptions { cache_bytes: 4 << 20, ..OpenOptions::default() };
-    let opened = Pool::open(disk.disk(), |at, len| disk.map_ring(at, len), options).await;
+    let opened = Pool::open(disk.disk(), |len| disk.map_ring(len), options).await;
     opened.expect("the pool is sound")
 }
 

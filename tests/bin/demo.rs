@@ -49,11 +49,12 @@ fn main() -> io::Result<()> {
         daemon.stop()?;
         let bin = programs();
         say(&format!(
-            "\npandod is stopped; go on with\n  {0}/pandod --pool {1} --socket {2} --nbd-dir {3} &\n",
+            "\npandod is stopped; go on with\n  {0}/pandod --pool {1} --socket {2} --nbd-dir {3} --journal-dir {4} &\n",
             bin.display(),
             shown,
             socket.display(),
-            directory.join("nbd").display()
+            directory.join("nbd").display(),
+            directory.join("journal").display()
         ))?;
     }
     let pando = programs().join("pando");
@@ -90,6 +91,8 @@ impl Daemon {
             .arg(directory.join("pando.sock"))
             .arg("--nbd-dir")
             .arg(directory.join("nbd"))
+            .arg("--journal-dir")
+            .arg(directory.join("journal"))
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()?;

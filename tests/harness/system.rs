@@ -190,6 +190,7 @@ impl System {
             ("socket", shown(&self.socket())),
             ("nbd_dir", shown(&self.path().join("nbd"))),
             ("devices_dir", shown(&self.path().join("devices"))),
+            ("journal_dir", shown(&self.path().join("journal"))),
         ];
         for (key, value) in lines {
             writeln!(text, "{key} = {value}").expect("text grows");

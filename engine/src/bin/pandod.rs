@@ -27,6 +27,9 @@ struct Args {
     /// Directory of the sockets of NBD exports
     #[arg(long, value_name = "DIR")]
     nbd_dir: Option<PathBuf>,
+    /// Directory in memory of what is not flushed yet
+    #[arg(long, value_name = "DIR")]
+    journal_dir: Option<PathBuf>,
     /// Check the configuration and exit
     #[arg(long)]
     check_config: bool,
@@ -42,6 +45,7 @@ impl Args {
             (&self.pool, &mut config.pool),
             (&self.socket, &mut config.socket),
             (&self.nbd_dir, &mut config.nbd_dir),
+            (&self.journal_dir, &mut config.journal_dir),
         ];
         for (given, key) in overrides {
             if let Some(given) = given {

@@ -261,7 +261,7 @@ fn publish(
     count(&pool.core.counters.checkpoints, 1);
     let runs = freed.into_runs();
     let mut inner = pool.core.lock();
-    inner.journal.release(journal);
+    inner.journal.release(journal, checkpointer.superblock.generation);
     inner.published += 1;
     inner.generation = checkpointer.superblock.generation;
     inner.catalogue_blocks = to_u64(checkpointer.catalogue_blocks.len());

@@ -15,6 +15,8 @@ pub const DEFAULT_SOCKET: &str = "/run/pando/pando.sock";
 pub const DEFAULT_NBD_DIR: &str = "/run/pando/nbd";
 /// Where records of block devices are kept if nothing else is said.
 pub const DEFAULT_DEVICES_DIR: &str = "/run/pando/devices";
+/// Where the memory of the journal is if nothing else is said.
+pub const DEFAULT_JOURNAL_DIR: &str = "/run/pando/journal";
 /// Bytes of a configuration file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Shards, at most: more threads than this do not make one device faster.
@@ -46,6 +48,10 @@ pub struct Config {
     /// not survive the machine's restart, as the devices do not.
     #[serde(default = "default_devices_dir")]
     pub devices_dir: PathBuf,
+    /// Directory of the file that holds the newest records until they are flushed: in memory
+    /// (tmpfs), and kept when the daemon's process or container dies, so that unflushed writes are.
+    #[serde(default = "default_journal_dir")]
+    pub journal_dir: PathBuf,
     /// Memory for map nodes and tables.
     #[serde(default = "default_cache", deserialize_with = "size", rename = "cache")]
     pub cache_bytes: u64,
@@ -176,6 +182,10 @@ fn default_devices_dir() -> PathBuf {
     PathBuf::from(DEFAULT_DEVICES_DIR)
 }
 
+fn default_journal_dir() -> PathBuf {
+    PathBuf::from(DEFAULT_JOURNAL_DIR)
+}
+
 const fn default_cache() -> u64 {
     256 << 20
 }
@@ -204,6 +214,7 @@ impl Config {
             nbd_dir: default_nbd_dir(),
             export_all: false,
             devices_dir: default_devices_dir(),
+            journal_dir: default_journal_dir(),
             cache_bytes: default_cache(),
             shards: 0,
             spin_us: default_spin_us(),

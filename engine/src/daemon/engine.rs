@@ -76,7 +76,7 @@ impl Engine {
             discard: config.discard,
             ..OpenOptions::default()
         };
-        let core = open_pool(&shards[0], &file, open).await?;
+        let core = open_pool(&shards[0], &file, &config.journal_dir, open).await?;
         for shard in &shards[1..] {
             let (core, file) = (Arc::clone(&core), Arc::clone(&file));
             shard
@@ -165,13 +165,15 @@ impl Engine {
 async fn open_pool(
     shard: &ShardHandle,
     file: &Arc<PoolFile>,
+    journal_dir: &Path,
     options: OpenOptions,
 ) -> Result<Arc<Core>> {
     let path = file.path().display().to_string();
     let file = Arc::clone(file);
+    let directory = journal_dir.to_owned();
     let opened = shard.call(move || async move {
         let ring = Arc::clone(&file);
-        let map = move |offset, len| ring.map_ring(offset, len);
+        let map = move |len| ring.map_ring(&directory, len);
         let pool = Pool::open(file.disk(), map, options).await?;
         let core = pool.core();
         set_pool(Some(pool.clone()));

@@ -79,8 +79,7 @@ impl Drop for Background {
 /// Why it could not start, or could not end in good order. In the latter case nothing that was
 /// acknowledged is lost: the next start recovers it from the journal.
 pub fn run(config: &Config) -> Result<()> {
-    raise_limit(Resource::Nofile, "open files");
-    raise_limit(Resource::Memlock, "locked memory");
+    raise_limit_of_files();
     // The threads to come inherit it: memory that they ask for is not won by writing to the
     // devices that they serve, which would wait for them.
     let flusher = configure_io_flusher_behavior(true);
@@ -242,12 +241,10 @@ impl StopSignals {
     }
 }
 
-/// Raises a limit of this process as far as it goes: to infinity as root, else to the hard limit.
-fn raise_limit(resource: Resource, what: &str) {
-    let old = getrlimit(resource);
-    let unlimited = Rlimit { current: None, maximum: None };
+/// Raises the limit of open files as far as it goes.
+fn raise_limit_of_files() {
+    let old = getrlimit(Resource::Nofile);
     let highest = Rlimit { current: old.maximum, maximum: old.maximum };
-    let raised = (resource == Resource::Memlock && setrlimit(resource, unlimited).is_ok())
-        || setrlimit(resource, highest).is_ok();
-    debug!(what, raised, "limit of the process");
+    let raised = setrlimit(Resource::Nofile, highest).is_ok();
+    debug!(raised, "limit of open files");
 }

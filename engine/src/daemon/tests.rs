@@ -41,6 +41,7 @@ impl Home {
         config.socket = dir.path().join("run/pando.sock");
         config.nbd_dir = dir.path().join("nbd");
         config.devices_dir = dir.path().join("devices");
+        config.journal_dir = dir.path().join("journal");
         config.cache_bytes = 8 * MIB;
         config.shards = 2;
         config.validate().unwrap();

@@ -1,7 +1,7 @@
 //! The pool's file or block device: opened for direct I/O, locked for this process alone.
 //!
 //! The lock (`flock`) belongs to the open file, so it is held as long as any handle lives: a disk,
-//! a mapped journal, or an I/O that is still in the kernel. A second process can therefore never
+//! the memory of the journal, or an I/O that is still in the kernel. A second process can therefore never
 //! open a pool into which a late write of the first may still fall.
 
 use std::fmt;
@@ -133,23 +133,22 @@ impl PoolFile {
         }
     }
 
-    /// Maps the journal's ring, `len` bytes at `offset`.
+    /// The memory of the pool's journal: a file in `directory` that is of this pool alone, with a
+    /// ring of `len` bytes when it is made anew.
     ///
     /// # Errors
-    /// `Invalid` when it is not inside the file or not whole blocks; the kernel's refusal.
-    pub fn map_ring(&self, offset: u64, len: usize) -> Result<Box<dyn RingMemory>> {
-        let end = offset.checked_add(to_u64(len));
-        if len == 0
-            || !offset.is_multiple_of(BLOCK_BYTES)
-            || !to_u64(len).is_multiple_of(BLOCK_BYTES)
-            || end.is_none_or(|end| end > self.len_bytes())
-        {
-            return Err(Error::invalid(format!(
-                "journal of {len} bytes at {offset} is not whole blocks inside {self}"
-            )));
-        }
-        let ring = MappedRing::new(Arc::clone(&self.fd), offset, len);
-        Ok(Box::new(ring.map_err(|e| Error::io(format!("mapping of the journal of {self}"), e))?))
+    /// The kernel's refusal.
+    pub fn map_ring(&self, directory: &Path, len: usize) -> Result<Box<dyn RingMemory>> {
+        let shown = directory.display();
+        let failed = |error| Error::io(format!("memory of the journal in {shown}"), error);
+        let about = rustix::fs::fstat(&self.fd).map_err(|e| failed(e.into()))?;
+        let name = if self.block_device {
+            format!("dev-{:x}", about.st_rdev)
+        } else {
+            format!("{:x}-{:x}", about.st_dev, about.st_ino)
+        };
+        let ring = MappedRing::open(directory, &name, len, Arc::clone(&self.fd));
+        Ok(Box::new(ring.map_err(failed)?))
     }
 
     /// Whole blocks of the file or device, in bytes.

@@ -1,179 +1,196 @@
-//! The journal's ring as memory mapped from the pool.
+//! [`RingMemory`] as a file that is mapped and never synced: a store is a copy into memory of the
+//! kernel's, which keeps it when the process dies. The file belongs into a file system in memory.
 //!
-//! A store is a copy into the page cache: it survives the death of the process at once, and power
-//! loss after the next sync of the pool. What could go wrong with mapped memory is kept away from
-//! the stores: [`RingMemory::prepare`] makes a window ahead of them resident and locks it, so no
-//! store there reads the disk or meets a page that has gone. The region was written when the pool
-//! was formatted, so no store there needs space from the host's file system. Replay reads the
-//! region with ordinary I/O, which reports errors.
+//! ```text
+//!  0        8              24        32        32+40     32+2*40       4096             4096+len
+//!  +--------+--------------+---------+---------+---------+--- zeros ---+------- ring -------+
+//!  | magic  | boot id      | current | mark 0  | mark 1  |             |                    |
+//!  +--------+--------------+---------+---------+---------+-------------+--------------------+
+//! ```
+//! Integers are of the machine's order: nobody but the machine that wrote the file, and only until
+//! it is started again, believes it. That is what the boot id is for: a file system that is not in
+//! memory brings back an old file after a power failure, and only parts of what was stored last.
 //!
-//! The window is brought in by *reading*. A write fault would make its pages dirty, and the next
-//! sync would write all of them for nothing; and since each sync write-protects the pages that it
-//! cleans, it would not even save the later stores their minor fault. What the window has left
-//! behind is let go, so that the ring does not count as resident memory of the process.
+//! Only one process uses the file: its name is the pool's device and inode, and the pool is locked.
 
-use std::io;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::mem::{offset_of, size_of};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, compiler_fence};
 
-use memmap2::{MmapOptions, MmapRaw};
-use rustix::io::Errno;
-use rustix::mm::Advice;
+use memmap2::MmapMut;
+use rustix::fs::OFlags;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::RingMemory;
-use crate::error::{Error, Result};
-use crate::units::BLOCK_SIZE;
+use super::ring::{RingMark, RingMemory};
+use crate::units::{BLOCK_SIZE, to_u64, to_usize};
+
+const MAGIC: u64 = u64::from_ne_bytes(*b"PandoRg1");
+
+/// What the file begins with.
+#[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Header {
+    magic: u64,
+    boot: [u8; 16],
+    /// Which mark counts: 0 or 1.
+    current: u64,
+    marks: [RingMark; 2],
+}
+
+const _: () = assert!(size_of::<RingMark>() == 40 && size_of::<Header>() == 112);
 
 /// The mapped ring. One writer, behind the journal's lock.
 pub struct MappedRing {
-    memory: MmapRaw,
-    /// The locked window, if any.
-    locked: Option<(usize, usize)>,
-    /// The kernel refused to lock once, and it has been said.
-    warned: bool,
-    /// Keeps the pool's lock for as long as its bytes can be changed through here.
-    _file: Arc<OwnedFd>,
+    memory: MmapMut,
+    /// Keeps the pool locked for as long as its newest records can be changed through here.
+    _pool: Arc<OwnedFd>,
 }
 
 impl MappedRing {
-    /// Maps `len` bytes at `offset` of the pool.
+    /// Maps the file `name` in `directory`. One that this machine wrote since it was started is
+    /// taken as it is, whatever its length; any other is made anew, with a ring of `len` bytes.
     ///
     /// # Errors
-    /// The kernel's.
-    pub fn new(file: Arc<OwnedFd>, offset: u64, len: usize) -> io::Result<Self> {
-        let memory = MmapOptions::new().offset(offset).len(len).map_raw(&file)?;
-        Ok(Self { memory, locked: None, warned: false, _file: file })
-    }
-
-    fn check(&self, offset: usize, len: usize) {
-        let end = offset.checked_add(len);
-        assert!(
-            end.is_some_and(|end| end <= self.memory.len()),
-            "range {offset}+{len} is outside of a ring of {} bytes",
-            self.memory.len()
-        );
-    }
-
-    /// Address of `offset`, which lies inside the ring or at its end.
-    fn at(&self, offset: usize) -> *mut u8 {
-        self.memory.as_mut_ptr().wrapping_add(offset)
-    }
-
-    fn populate(&self, offset: usize, len: usize) -> io::Result<()> {
-        let start = self.at(offset).cast();
-        // SAFETY: the range is inside our mapping (checked by the caller), and reading pages in
-        // changes no byte of it.
-        match unsafe { rustix::mm::madvise(start, len, Advice::LinuxPopulateRead) } {
-            Ok(()) => Ok(()),
-            // Linux before 5.14.
-            Err(Errno::INVAL) => {
-                for page in (offset..offset + len).step_by(BLOCK_SIZE) {
-                    // SAFETY: inside our mapping; other programs do not write to the locked pool.
-                    unsafe { self.at(page).read_volatile() };
-                }
-                Ok(())
+    /// The kernel's: no directory, no space.
+    pub fn open(directory: &Path, name: &str, len: usize, pool: Arc<OwnedFd>) -> io::Result<Self> {
+        assert!(len > 0 && len.is_multiple_of(BLOCK_SIZE), "a ring of {len} bytes");
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        let flags = OFlags::NOFOLLOW.bits().cast_signed();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(flags)
+            .open(directory.join(name))?;
+        let boot = boot_id()?;
+        let found = file.metadata()?.len();
+        let whole = found > to_u64(BLOCK_SIZE) && found.is_multiple_of(to_u64(BLOCK_SIZE));
+        if whole {
+            let ring = Self { memory: map(&file)?, _pool: Arc::clone(&pool) };
+            let header = ring.header();
+            if header.magic == MAGIC && header.boot == boot && header.current < 2 {
+                return Ok(ring);
             }
-            Err(e) => Err(e.into()),
         }
+        make(&file, boot, len)?;
+        Ok(Self { memory: map(&file)?, _pool: pool })
     }
 
-    /// Lets the kernel read the bytes after the window in the background, for the next window.
-    fn read_ahead(&self, offset: usize, len: usize) {
-        let len = len.min(self.memory.len() - offset);
-        if len == 0 {
-            return;
-        }
-        let start = self.at(offset).cast();
-        // SAFETY: the range is inside our mapping, and reading ahead changes no byte of it.
-        let asked = unsafe { rustix::mm::madvise(start, len, Advice::WillNeed) };
-        // Only an advice: without it the next window waits for the disk.
-        let _ignored = asked;
+    fn header(&self) -> Header {
+        let (header, _) = Header::read_from_prefix(&self.memory).expect("longer than a header");
+        header
     }
+}
 
-    fn lock(&mut self, offset: usize, len: usize) -> io::Result<()> {
-        let start = self.at(offset).cast();
-        // SAFETY: the range is inside our mapping (checked by the caller); locking changes no byte.
-        match unsafe { rustix::mm::mlock(start, len) } {
-            Ok(()) => {
-                self.locked = Some((offset, len));
-                Ok(())
-            }
-            Err(error @ (Errno::NOMEM | Errno::PERM | Errno::AGAIN)) => {
-                if !std::mem::replace(&mut self.warned, true) {
-                    tracing::warn!(
-                        %error,
-                        bytes = len,
-                        "the journal's window cannot be locked in memory; raise LimitMEMLOCK"
-                    );
-                }
-                Ok(())
-            }
-            Err(e) => Err(e.into()),
-        }
-    }
+/// Makes the file anew. Its magic comes last, in case that the process dies meanwhile.
+fn make(mut file: &File, boot: [u8; 16], len: usize) -> io::Result<()> {
+    file.set_len(0)?;
+    // Written, not only made long: a store must not be what finds out that memory is short.
+    let zeros = vec![0; BLOCK_SIZE + len];
+    file.write_all(&zeros)?;
+    let header = Header { boot, ..Header::default() };
+    std::os::unix::fs::FileExt::write_all_at(file, header.as_bytes(), 0)?;
+    std::os::unix::fs::FileExt::write_all_at(file, &MAGIC.to_ne_bytes(), 0)
+}
+
+fn map(file: &File) -> io::Result<MmapMut> {
+    // SAFETY: the file is private to this user (its directory is of mode 0700, it of 0600), and to
+    // this process for as long as the pool is locked: nobody else changes its bytes or its length.
+    unsafe { MmapMut::map_mut(file) }
+}
+
+/// Different after every start of the machine.
+fn boot_id() -> io::Result<[u8; 16]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let id = uuid::Uuid::try_parse(text.trim()).map_err(io::Error::other)?;
+    Ok(id.into_bytes())
 }
 
 impl RingMemory for MappedRing {
     fn len_bytes(&self) -> usize {
-        self.memory.len()
+        self.memory.len() - BLOCK_SIZE
     }
 
     fn store(&mut self, offset: usize, bytes: &[u8]) {
-        self.check(offset, bytes.len());
-        // SAFETY: the range is inside our mapping, which nobody else writes (`&mut self`, and the
-        // pool is locked for this process); `bytes` is ordinary memory and cannot overlap it.
-        unsafe { bytes.as_ptr().copy_to_nonoverlapping(self.at(offset), bytes.len()) };
+        self.memory[BLOCK_SIZE..][offset..offset + bytes.len()].copy_from_slice(bytes);
     }
 
-    fn prepare(&mut self, offset: usize, len: usize) -> Result<()> {
-        self.check(offset, len);
-        // Locking and populating work on whole pages.
-        let start = offset / BLOCK_SIZE * BLOCK_SIZE;
-        let len = (offset + len).next_multiple_of(BLOCK_SIZE).min(self.memory.len()) - start;
-        if len == 0 {
-            return Ok(());
-        }
-        let before = self.locked.take();
-        self.populate(start, len)
-            .and_then(|()| self.lock(start, len))
-            .map_err(|e| Error::io(format!("journal window of {len} bytes at {start}"), e))?;
-        self.read_ahead(start + len, len);
-        // After the new window is locked, so that pages in both stay all the time.
-        for (from, to) in before.into_iter().flat_map(|window| outside(window, (start, len))) {
-            let from_address = self.at(from).cast();
-            // SAFETY: the range is inside our mapping, it was locked before.
-            let unlocked = unsafe { rustix::mm::munlock(from_address, to - from) };
-            unlocked.map_err(|e| Error::io("unlocking of the old journal window", e.into()))?;
-            // SAFETY: as above. The mapping is shared: its pages stay in the page cache, dirty ones
-            // too, and only leave the memory that counts as this process's.
-            let dropped =
-                unsafe { rustix::mm::madvise(from_address, to - from, Advice::LinuxDontNeed) };
-            dropped.map_err(|e| Error::io("unmapping of the old journal window", e.into()))?;
-        }
-        Ok(())
+    fn load(&self, offset: usize, out: &mut [u8]) {
+        out.copy_from_slice(&self.memory[BLOCK_SIZE..][offset..offset + out.len()]);
     }
-}
 
-/// The parts `[from, to)` of the window `old` that are not in the window `new`.
-fn outside(old: (usize, usize), new: (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
-    let (old_from, old_to) = (old.0, old.0 + old.1);
-    let (new_from, new_to) = (new.0, new.0 + new.1);
-    let below = (old_from, old_to.min(new_from));
-    let above = (old_from.max(new_to), old_to);
-    [below, above].into_iter().filter(|(from, to)| from < to)
+    fn mark(&self) -> RingMark {
+        let header = self.header();
+        header.marks[to_usize(header.current & 1)]
+    }
+
+    fn set_mark(&mut self, mark: &RingMark) {
+        // A process dies between two instructions, so their order is all that counts.
+        let other = 1 - (self.header().current & 1);
+        let at = offset_of!(Header, marks) + to_usize(other) * size_of::<RingMark>();
+        compiler_fence(Ordering::SeqCst);
+        self.memory[at..at + size_of::<RingMark>()].copy_from_slice(mark.as_bytes());
+        compiler_fence(Ordering::SeqCst);
+        self.memory[offset_of!(Header, current)..][..8].copy_from_slice(&other.to_ne_bytes());
+        compiler_fence(Ordering::SeqCst);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn open(directory: &Path, len: usize) -> MappedRing {
+        let pool = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
+        MappedRing::open(&directory.join("rings"), "1-2", len, pool).unwrap()
+    }
+
     #[test]
-    fn old_window_less_new_window() {
-        let parts = |old, new| outside(old, new).collect::<Vec<_>>();
-        assert_eq!(parts((0, 8), (8, 8)), [(0, 8)]);
-        assert_eq!(parts((0, 8), (4, 8)), [(0, 4)]);
-        assert_eq!(parts((8, 8), (0, 12)), [(12, 16)]);
-        assert_eq!(parts((0, 16), (4, 4)), [(0, 4), (8, 16)]);
-        assert_eq!(parts((4, 4), (0, 16)), []);
+    fn the_next_process_finds_what_was_stored() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ring = open(directory.path(), 2 * BLOCK_SIZE);
+        assert_eq!((ring.len_bytes(), ring.mark()), (2 * BLOCK_SIZE, RingMark::default()));
+        for head in 1..4 {
+            ring.store(2 * BLOCK_SIZE - 3, &[1, 2, 3]);
+            ring.set_mark(&RingMark { pool: [7; 16], salt: 8, head, ..RingMark::default() });
+            assert_eq!(ring.mark().head, head);
+        }
+        drop(ring);
+        // It was made with another length, and stays as it is.
+        let ring = open(directory.path(), 9 * BLOCK_SIZE);
+        let mut out = [0; 4];
+        ring.load(2 * BLOCK_SIZE - 4, &mut out);
+        assert_eq!((ring.len_bytes(), out), (2 * BLOCK_SIZE, [0, 1, 2, 3]));
+        assert_eq!((ring.mark().pool, ring.mark().salt, ring.mark().head), ([7; 16], 8, 3));
+    }
+
+    #[test]
+    fn a_file_of_another_start_of_the_machine_is_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ring = open(directory.path(), BLOCK_SIZE);
+        ring.store(0, &[5]);
+        ring.set_mark(&RingMark { head: 5, ..RingMark::default() });
+        ring.memory[offset_of!(Header, boot)] ^= 1;
+        drop(ring);
+        let ring = open(directory.path(), 3 * BLOCK_SIZE);
+        let mut out = [9];
+        ring.load(0, &mut out);
+        assert_eq!(
+            (ring.len_bytes(), ring.mark(), out),
+            (3 * BLOCK_SIZE, RingMark::default(), [0])
+        );
+        drop(ring);
+        // So is one that is no ring.
+        std::fs::write(directory.path().join("rings/1-2"), [1; 3 * BLOCK_SIZE]).unwrap();
+        assert_eq!(open(directory.path(), BLOCK_SIZE).len_bytes(), BLOCK_SIZE);
+        std::fs::write(directory.path().join("rings/1-2"), [1; 77]).unwrap();
+        assert_eq!(open(directory.path(), BLOCK_SIZE).mark(), RingMark::default());
     }
 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::clock::{blocking_sleep, real_now};
-use super::{Buf, Clock, Disk, LocalFuture, RingMemory};
+use super::{Buf, Clock, Disk, HeapRing, LocalFuture, RingMemory};
 use crate::error::{Error, Result};
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, to_u64, to_usize};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, to_usize};
 
 /// Blocks that get their memory together, when the first of them is written.
 const CHUNK_BLOCKS: u64 = 256;
@@ -28,14 +28,7 @@ struct Content {
     /// `None` is zeros.
     chunks: Vec<Option<Box<[u8]>>>,
     len_blocks: u64,
-    ring: Option<Ring>,
-}
-
-/// The blocks that are mapped. Their content is here and not in the chunks, so that the mapping
-/// can be used from any thread, as that of a file can.
-struct Ring {
-    blocks: Range<u64>,
-    bytes: Arc<Mutex<Vec<u8>>>,
+    ring: Option<Arc<Mutex<HeapRing>>>,
 }
 
 impl MemDisk {
@@ -53,29 +46,15 @@ impl MemDisk {
         Rc::new(self.clone())
     }
 
-    /// The journal's ring, as [`super::PoolFile::map_ring`]. A disk has one; mapping another place
-    /// ends the mapping before.
+    /// The memory of the journal, as [`super::PoolFile::map_ring`]: the same for whoever asks
+    /// later, as after the death of a process.
     ///
     /// # Errors
-    /// `Invalid` when it is not whole blocks inside the disk.
-    pub fn map_ring(&self, offset: u64, len: usize) -> Result<Box<dyn RingMemory>> {
+    /// Never.
+    pub fn map_ring(&self, len: usize) -> Result<Box<dyn RingMemory>> {
         let mut content = self.content.borrow_mut();
-        let (first, count) = (offset / BLOCK_BYTES, to_u64(len) / BLOCK_BYTES);
-        if !offset.is_multiple_of(BLOCK_BYTES) || !to_u64(len).is_multiple_of(BLOCK_BYTES) {
-            return Err(Error::invalid(format!("journal of {len} bytes at {offset}: no blocks")));
-        }
-        content.check_range(BlockNo::new(first), count)?;
-        let blocks = first..first + count;
-        if let Some(old) = content.ring.take_if(|ring| ring.blocks != blocks) {
-            content.write(old.blocks.start, &old.bytes.lock());
-        }
-        if content.ring.is_none() {
-            let mut bytes = vec![0; len];
-            content.read(first, &mut bytes);
-            content.ring = Some(Ring { blocks, bytes: Arc::new(Mutex::new(bytes)) });
-        }
-        let bytes = content.ring.as_ref().map(|ring| Arc::clone(&ring.bytes));
-        Ok(Box::new(MemRing { bytes: bytes.expect("set above"), len }))
+        let ring = content.ring.get_or_insert_with(|| Arc::new(Mutex::new(HeapRing::new(len))));
+        Ok(Box::new(Arc::clone(ring)))
     }
 }
 
@@ -95,17 +74,8 @@ impl Content {
         }
     }
 
-    fn mapped(&self, block: u64) -> Option<(&Ring, usize)> {
-        let ring = self.ring.as_ref().filter(|ring| ring.blocks.contains(&block))?;
-        Some((ring, to_usize(block - ring.blocks.start) * BLOCK_SIZE))
-    }
-
     fn read(&self, at: u64, into: &mut [u8]) {
         for (block, target) in (at..).zip(into.chunks_exact_mut(BLOCK_SIZE)) {
-            if let Some((ring, offset)) = self.mapped(block) {
-                target.copy_from_slice(&ring.bytes.lock()[offset..offset + BLOCK_SIZE]);
-                continue;
-            }
             let (chunk, offset) = split(block);
             match &self.chunks[chunk] {
                 Some(bytes) => target.copy_from_slice(&bytes[offset..offset + BLOCK_SIZE]),
@@ -116,10 +86,6 @@ impl Content {
 
     fn write(&mut self, at: u64, from: &[u8]) {
         for (block, source) in (at..).zip(from.chunks_exact(BLOCK_SIZE)) {
-            if let Some((ring, offset)) = self.mapped(block) {
-                ring.bytes.lock()[offset..offset + BLOCK_SIZE].copy_from_slice(source);
-                continue;
-            }
             let (chunk, offset) = split(block);
             let bytes = self.chunks[chunk]
                 .get_or_insert_with(|| vec![0; to_usize(CHUNK_BLOCKS * BLOCK_BYTES)].into());
@@ -197,27 +163,6 @@ impl Disk for MemDisk {
     }
 }
 
-/// The mapped blocks.
-struct MemRing {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    len: usize,
-}
-
-impl RingMemory for MemRing {
-    fn len_bytes(&self) -> usize {
-        self.len
-    }
-
-    fn store(&mut self, offset: usize, bytes: &[u8]) {
-        self.bytes.lock()[offset..offset + bytes.len()].copy_from_slice(bytes);
-    }
-
-    fn prepare(&mut self, offset: usize, len: usize) -> Result<()> {
-        assert!(offset + len <= self.len, "a window is inside the ring");
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,31 +176,24 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_was_written_or_stored() {
+    fn reads_what_was_written() {
         let memory = MemDisk::new(1000 * BLOCK_BYTES);
         let disk = memory.disk();
         Executor::new(ThreadDriver::new()).block_on(async {
             disk.write(BlockNo::new(254), vec![filled(1, 1), filled(2, 3)]).await.unwrap();
-            let mut ring = memory.map_ring(256 * BLOCK_BYTES, 4 * BLOCK_SIZE).unwrap();
-            ring.prepare(0, 4 * BLOCK_SIZE).unwrap();
-            ring.store(BLOCK_SIZE, &[3; 10]);
             disk.discard(BlockNo::new(254), 1).await.unwrap();
             let (buf, result) = disk.read(BlockNo::new(253), Buf::new(6)).await;
             result.unwrap();
             let firsts: Vec<u8> = buf.iter_blocks().map(|block| block[0]).collect();
-            assert_eq!(firsts, [0, 0, 2, 2, 3, 0]);
-            assert_eq!(buf.as_bytes()[4 * BLOCK_SIZE + 10], 2, "what was there before the mapping");
-            // A later process maps it again, or maps another place.
-            let mut again = memory.map_ring(256 * BLOCK_BYTES, 4 * BLOCK_SIZE).unwrap();
-            again.store(0, &[4]);
-            memory.map_ring(0, BLOCK_SIZE).unwrap();
-            let (buf, _) = disk.read(BlockNo::new(256), Buf::new(2)).await;
-            assert_eq!([buf.as_bytes()[0], buf.as_bytes()[BLOCK_SIZE]], [4, 3]);
+            assert_eq!(firsts, [0, 0, 2, 2, 2, 0]);
             assert!(disk.write(BlockNo::new(999), vec![filled(1, 2)]).await.is_err());
             disk.extend(1001 * BLOCK_BYTES).await.unwrap();
             disk.write(BlockNo::new(999), vec![filled(1, 2)]).await.unwrap();
-            assert!(memory.map_ring(1000 * BLOCK_BYTES, 2 * BLOCK_SIZE).is_err());
-            assert!(memory.map_ring(1, BLOCK_SIZE).is_err());
         });
+        // A later process finds the memory of the journal as it was.
+        memory.map_ring(BLOCK_SIZE).unwrap().store(7, &[3]);
+        let mut out = [0];
+        memory.map_ring(BLOCK_SIZE).unwrap().load(7, &mut out);
+        assert_eq!(out, [3]);
     }
 }

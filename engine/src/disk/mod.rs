@@ -15,6 +15,7 @@ pub mod mapped;
 pub mod mem;
 pub mod park;
 pub mod reactor;
+pub mod ring;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
 pub mod uring;
@@ -27,6 +28,7 @@ use crate::units::BlockNo;
 pub use buffer::Buf;
 pub use clock::Clock;
 pub use file::{Allocate, PoolFile};
+pub use ring::{HeapRing, RingMark, RingMemory};
 
 /// A boxed future of one thread. One small allocation for an I/O that costs microseconds.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -44,8 +46,7 @@ pub trait Disk: Clock {
     /// data; durable after the next [`Disk::sync`] that is called after this completed.
     fn write(&self, at: BlockNo, bufs: Vec<Buf>) -> LocalFuture<'_, Result<()>>;
 
-    /// Makes every completed write, and every byte stored in the mapped journal before the call,
-    /// durable. A barrier for those only.
+    /// Makes every write that completed before the call durable. A barrier for those only.
     fn sync(&self) -> LocalFuture<'_, Result<()>>;
 
     /// Tells the device that `count` blocks from `at` on hold nothing (trim, punch hole).
@@ -54,22 +55,4 @@ pub trait Disk: Clock {
     /// Makes the backing file at least `len_bytes` long; an error on a block device that is
     /// shorter.
     fn extend(&self, len_bytes: u64) -> LocalFuture<'_, Result<()>>;
-}
-
-/// Memory whose bytes reach the pool's journal region: mapped from the pool in production.
-/// Storing survives SIGKILL at once, and power loss after the next [`Disk::sync`].
-pub trait RingMemory: Send {
-    /// Bytes of the ring; a whole number of blocks.
-    fn len_bytes(&self) -> usize;
-
-    /// Copies `bytes` to `offset`; the range lies inside the ring and inside a prepared window.
-    fn store(&mut self, offset: usize, bytes: &[u8]);
-
-    /// Makes the window `[offset, offset + len)` resident and locked, so that [`Self::store`]
-    /// there can neither fault nor fail, and lets go of earlier windows. `len` may be clipped at
-    /// the end of the ring by the caller.
-    ///
-    /// # Errors
-    /// The kernel's refusal (memory lock limit, I/O error below).
-    fn prepare(&mut self, offset: usize, len: usize) -> Result<()>;
 }

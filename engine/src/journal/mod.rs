@@ -1,30 +1,37 @@
-//! L4: the journal: a ring of the pool, mapped into memory. Appending a record is a copy; it
-//! survives SIGKILL at once and power loss after the next flush.
+//! L4: the journal: a ring of the pool, one lap after another. Appending a record is a copy into
+//! memory that outlives the process ([`crate::disk::ring`]); a flush writes what is new there to
+//! the ring.
 //!
 //! ```text
-//!        tail                durable          head
-//!   -----+-------------------+----------------+------------- ring, one lap after another
-//!        | needed for replay, flushed | not yet |
+//!        tail                  synced           head
+//!   -----+---------------------+----------------+-------------
+//!        | in the pool, flushed | in memory only |
+//!        |<----- needed for replay ------------>|
 //! ```
 //! Positions count bytes from the first lap on and never go back. Rules:
 //! - a flush and a seal end on a block border, so that no block with flushed records is written
 //!   again before a checkpoint has made them needless (I6);
 //! - a record lies in one piece: what does not fit before the end of the ring starts the next lap;
+//! - the memory's ring is shorter: a record there may lie in two pieces, and what no flush has
+//!   written is never overwritten;
 //! - the reader looks for a record where the last ended, at the next block border, and, near the
 //!   end of the ring, at its start; the first miss is the end of the log.
+//!
+//! When a process has died, the next one first writes what the memory holds to the ring
+//! ([`write_back`]), and reads the log from there.
 
 mod replay;
 
-pub use replay::{LogReader, lost_record};
+pub use replay::{LogReader, lost_record, write_back};
 
-use crate::disk::RingMemory;
+use crate::disk::{Buf, RingMark, RingMemory};
 use crate::error::Result;
 use crate::format::record::{self, Record, framed_bytes};
 use crate::limits::RECORD_BYTES_MAX;
-use crate::units::{BLOCK_BYTES, Seqno, to_u64, to_usize};
+use crate::units::{BLOCK_BYTES, Generation, Seqno, to_u64, to_usize};
 
-/// Bytes that are kept resident ahead of the head.
-const WINDOW: u64 = 1 << 20;
+/// Bytes that a flush copies and writes at once.
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// Position in the ring, counted over all laps.
 pub type Position = u64;
@@ -33,34 +40,34 @@ pub type Position = u64;
 pub struct Journal {
     memory: Box<dyn RingMemory>,
     ring: u64,
-    head: Position,
     tail: Position,
-    prepared: Position,
+    /// What the memory is to say of itself; `synced` and `head` are the log's.
+    mark: RingMark,
     salt: u32,
     scratch: Vec<u8>,
     appended_bytes: u64,
 }
 
 impl Journal {
-    /// A journal whose next record goes to `head` (a block border), with nothing before it needed.
-    ///
-    /// # Errors
-    /// The first window cannot be made resident.
-    pub fn new(memory: Box<dyn RingMemory>, head: Position, salt: u32) -> Result<Self> {
-        let ring = to_u64(memory.len_bytes());
-        assert!(head.is_multiple_of(BLOCK_BYTES) && ring.is_multiple_of(BLOCK_BYTES));
-        let mut journal = Self {
-            memory,
-            ring,
-            head,
-            tail: head,
-            prepared: head,
-            salt,
-            scratch: Vec::new(),
-            appended_bytes: 0,
-        };
-        journal.prepare_window()?;
-        Ok(journal)
+    /// A journal of `ring` bytes whose next record goes to `head` (a block border), with nothing
+    /// before it needed. What `memory` holds stays until [`Self::begin`].
+    #[must_use]
+    pub fn new(memory: Box<dyn RingMemory>, ring: u64, head: Position) -> Self {
+        let len = to_u64(memory.len_bytes());
+        assert!([head, ring, len].iter().all(|at| at.is_multiple_of(BLOCK_BYTES)) && len > 0);
+        let mark = RingMark { synced: head, head, ..RingMark::default() };
+        let (scratch, appended_bytes) = (Vec::new(), 0);
+        Self { memory, ring, tail: head, mark, salt: 0, scratch, appended_bytes }
+    }
+
+    /// The end of a recovery, whose checkpoint is durable: records carry `salt` from now on, and
+    /// the memory is this pool's.
+    pub fn begin(&mut self, pool: [u8; 16], generation: Generation, salt: u32) {
+        self.salt = salt;
+        self.mark.pool = pool;
+        self.mark.salt = salt;
+        self.mark.generation = generation.get();
+        self.memory.set_mark(&self.mark);
     }
 
     /// Bytes of the ring.
@@ -72,7 +79,7 @@ impl Journal {
     /// Bytes that a checkpoint would make needless.
     #[must_use]
     pub const fn used_bytes(&self) -> u64 {
-        self.head - self.tail
+        self.mark.head - self.tail
     }
 
     /// Bytes appended since the pool was opened, padding included.
@@ -81,67 +88,92 @@ impl Journal {
         self.appended_bytes
     }
 
-    /// Salt of the records.
-    #[must_use]
-    pub const fn salt(&self) -> u32 {
-        self.salt
-    }
-
-    /// Records carry `salt` from now on: the end of a recovery.
-    pub fn set_salt(&mut self, salt: u32) {
-        self.salt = salt;
-    }
-
     /// Whether a record with a payload of `payload` bytes fits into an empty ring.
     #[must_use]
     pub fn can_ever_hold(&self, payload: usize) -> bool {
         payload <= RECORD_BYTES_MAX
-            && 2 * to_u64(framed_bytes(payload)) + 3 * BLOCK_BYTES <= self.ring
+            && 2 * to_u64(framed_bytes(payload)) + 3 * BLOCK_BYTES <= self.ring.min(self.memory())
     }
 
-    /// Whether a record with a payload of `payload` bytes surely fits, with the padding that a
-    /// flush and a seal may add and the gap at the end of the ring.
+    /// Whether a record with a payload of `payload` bytes surely fits into the ring, with the
+    /// padding that a flush and a seal may add and the gap at the end of the ring. A checkpoint
+    /// makes room.
     #[must_use]
     pub fn has_room(&self, payload: usize) -> bool {
-        let need = to_u64(framed_bytes(payload.min(RECORD_BYTES_MAX)));
-        let lap_end = self.lap_end() - self.head;
-        let gap = if lap_end < need { lap_end } else { 0 };
-        self.used_bytes() + gap + need + 3 * BLOCK_BYTES <= self.ring
+        self.used_bytes() + self.needed(payload) <= self.ring
     }
 
-    /// Copies a record to the head. The caller has asked [`Journal::has_room`] for an upper bound
-    /// of its payload, in the same critical section.
+    /// Whether it surely fits into the memory. A flush makes room.
+    #[must_use]
+    pub fn has_memory(&self, payload: usize) -> bool {
+        self.mark.head - self.mark.synced + self.needed(payload) <= self.memory()
+    }
+
+    fn needed(&self, payload: usize) -> u64 {
+        let need = to_u64(framed_bytes(payload.min(RECORD_BYTES_MAX)));
+        let lap_end = self.lap_end() - self.mark.head;
+        let gap = if lap_end < need { lap_end } else { 0 };
+        gap + need + 3 * BLOCK_BYTES
+    }
+
+    /// Copies a record to the head. The caller has asked [`Self::has_room`] and
+    /// [`Self::has_memory`] for an upper bound of its payload, in the same critical section.
     ///
     /// # Errors
-    /// A record that is too long, or the kernel's refusal to make the next window resident.
+    /// A record that is too long.
     pub fn append(&mut self, seqno: Seqno, durable: Seqno, record: &Record) -> Result<()> {
         let mut scratch = std::mem::take(&mut self.scratch);
         record::encode(record, seqno, durable, self.salt, &mut scratch)?;
         let len = to_u64(scratch.len());
-        if self.lap_end() - self.head < len {
+        if self.lap_end() - self.mark.head < len {
             self.advance(self.lap_end());
         }
-        assert!(self.used_bytes() + len <= self.ring, "the journal never overtakes its tail (I6)");
-        let end = self.head + len;
-        if end > self.prepared {
-            self.prepare_window()?;
-        }
-        self.memory.store(to_usize(self.head % self.ring), &scratch);
+        let end = self.mark.head + len;
+        assert!(end - self.tail <= self.ring, "the journal never overtakes its tail (I6)");
+        let memory = self.memory();
+        assert!(end - self.mark.synced <= memory, "the journal keeps what no flush has written");
+        let at = self.mark.head % memory;
+        let (first, second) = scratch.split_at(to_usize(len.min(memory - at)));
+        self.memory.store(to_usize(at), first);
+        self.memory.store(0, second);
         self.advance(end);
+        self.memory.set_mark(&self.mark);
         self.scratch = scratch;
         Ok(())
     }
 
     /// Ends the current block: the next record starts on a new one. Returns where.
     pub fn pad(&mut self) -> Position {
-        self.advance(self.head.next_multiple_of(BLOCK_BYTES));
-        self.head
+        self.advance(self.mark.head.next_multiple_of(BLOCK_BYTES));
+        self.mark.head
     }
 
-    /// A checkpoint that holds everything before `tail` is durable.
-    pub fn release(&mut self, tail: Position) {
-        assert!(self.tail <= tail && tail <= self.head, "the tail moves forward within the log");
+    /// Up to where the log is durable in the pool.
+    #[must_use]
+    pub const fn synced(&self) -> Position {
+        self.mark.synced
+    }
+
+    /// A copy of the first blocks of the log from `from` on, as many as one write takes, none of
+    /// them behind `to` (both are block borders), and the block of the ring where they belong.
+    #[must_use]
+    pub fn piece(&self, from: Position, to: Position) -> (u64, Buf) {
+        piece_of(&*self.memory, self.ring, from, to)
+    }
+
+    /// The log is durable in the pool up to `to`, a block border.
+    pub fn set_synced(&mut self, to: Position) {
+        assert!(self.mark.synced <= to && to <= self.mark.head, "a flush goes forward");
+        self.mark.synced = to;
+        self.memory.set_mark(&self.mark);
+    }
+
+    /// The checkpoint `generation`, which holds everything before `tail`, is durable.
+    pub fn release(&mut self, tail: Position, generation: Generation) {
+        assert!(self.tail <= tail && tail <= self.mark.head, "the tail goes forward in the log");
         self.tail = tail;
+        self.mark.generation = generation.get();
+        self.memory.set_mark(&self.mark);
     }
 
     /// Byte offset in the ring of a position.
@@ -150,44 +182,66 @@ impl Journal {
         position % self.ring
     }
 
-    fn lap_end(&self) -> Position {
-        (self.head / self.ring + 1) * self.ring
+    fn memory(&self) -> u64 {
+        to_u64(self.memory.len_bytes())
+    }
+
+    const fn lap_end(&self) -> Position {
+        (self.mark.head / self.ring + 1) * self.ring
     }
 
     fn advance(&mut self, to: Position) {
-        self.appended_bytes += to - self.head;
-        self.head = to;
+        self.appended_bytes += to - self.mark.head;
+        self.mark.head = to;
     }
+}
 
-    /// Makes the bytes ahead of the head resident, so that no copy there can fault.
-    fn prepare_window(&mut self) -> Result<()> {
-        let start = self.head / BLOCK_BYTES * BLOCK_BYTES;
-        let longest = to_u64(framed_bytes(RECORD_BYTES_MAX)).next_multiple_of(BLOCK_BYTES);
-        let len = WINDOW.max(2 * longest).min(self.ring).min(self.lap_end() - start);
-        self.memory.prepare(to_usize(start % self.ring), to_usize(len))?;
-        self.prepared = start + len;
-        Ok(())
-    }
+/// As [`Journal::piece`], from the memory of a ring of `ring` bytes.
+fn piece_of(memory: &dyn RingMemory, ring: u64, from: Position, to: Position) -> (u64, Buf) {
+    let len = to_u64(memory.len_bytes());
+    let lap_end = (from / ring + 1) * ring;
+    let memory_end = (from / len + 1) * len;
+    let end = to.min(lap_end).min(memory_end).min(from + PIECE_BYTES);
+    let mut buf = Buf::new(to_usize((end - from) / BLOCK_BYTES));
+    memory.load(to_usize(from % len), buf.as_mut_bytes());
+    (from % ring / BLOCK_BYTES, buf)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use super::*;
+    use crate::disk::Disk;
     use crate::disk::executor::Executor;
     use crate::disk::mem::MemDisk;
     use crate::disk::park::ThreadDriver;
-    use crate::format::geometry::Geometry;
+    use crate::format::geometry::{Geometry, SUPER_SLOTS};
     use crate::format::superblock::Superblock;
     use crate::units::{BLOCK_SIZE, BlockNo, Generation, VolumeId};
+
+    const START: BlockNo = BlockNo::new(SUPER_SLOTS);
+
+    async fn flush(journal: &mut Journal, disk: &Rc<dyn Disk>) {
+        let (mut from, end) = (journal.synced(), journal.pad());
+        while from < end {
+            let (block, buf) = journal.piece(from, end);
+            from += to_u64(buf.len_bytes());
+            disk.write(START.plus(block), vec![buf]).await.unwrap();
+        }
+        journal.set_synced(end);
+    }
 
     /// Writes and reads back laps of a ring of `blocks`, in which `fill` says how likely it is that
     /// a lap ends early.
     fn laps(blocks: u64, rounds: u64, room: usize, fill: u64) {
         let memory = MemDisk::new((blocks + 1000) * BLOCK_BYTES);
         let geometry = Geometry::new(blocks + 1000, blocks, 1).unwrap();
-        let place = geometry.journal_start().byte_offset();
-        let ring = memory.map_ring(place, to_usize(blocks * BLOCK_BYTES)).unwrap();
-        let mut journal = Journal::new(ring, 0, 7).unwrap();
+        // Shorter than a lap and no divisor of it, as with a large journal.
+        let kept = to_usize(blocks.min(40) * 3 / 4 * BLOCK_BYTES);
+        let ring_bytes = blocks * BLOCK_BYTES;
+        let mut journal = Journal::new(memory.map_ring(kept).unwrap(), ring_bytes, 0);
+        journal.begin([0; 16], Generation::new(1), 7);
         let mut superblock = Superblock {
             uuid: [0; 16],
             geometry,
@@ -206,6 +260,9 @@ mod tests {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round);
             let record = Record::Delete(VolumeId::new(random));
             while journal.has_room(room) && !(random >> 33).is_multiple_of(fill) {
+                if !journal.has_memory(room) {
+                    Executor::new(ThreadDriver::new()).block_on(flush(&mut journal, &disk));
+                }
                 journal.append(next, Seqno::new(0), &record).unwrap();
                 next = next.next();
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -214,6 +271,12 @@ mod tests {
                 }
             }
             Executor::new(ThreadDriver::new()).block_on(async {
+                // Flushed, or left behind by a process that died.
+                if random.is_multiple_of(2) {
+                    flush(&mut journal, &disk).await;
+                } else {
+                    write_back(&disk, &superblock, &*journal.memory).await.unwrap();
+                }
                 let mut log = LogReader::behind(&disk, &superblock);
                 let mut seen = superblock.seal;
                 while let Some(framed) = log.next().await.unwrap() {
@@ -225,7 +288,8 @@ mod tests {
                 assert_eq!(lost, None);
             });
             let tail = journal.pad();
-            journal.release(tail);
+            Executor::new(ThreadDriver::new()).block_on(flush(&mut journal, &disk));
+            journal.release(tail, Generation::new(1));
             superblock.journal_offset = journal.offset(tail);
             superblock.seal = Seqno::new(next.get() - 1);
         }
@@ -245,7 +309,6 @@ mod tests {
     #[test]
     fn a_lost_record_is_found_wherever_the_next_ones_lie() {
         let geometry = Geometry::new(2000, 600, 1).unwrap();
-        let place = geometry.journal_start().byte_offset();
         let salt = 7;
         let superblock = Superblock {
             uuid: [0; 16],
@@ -267,16 +330,19 @@ mod tests {
             (2 << 20) - 4096 - 48,
             600 * BLOCK_SIZE - 48,
         ] {
-            let memory = MemDisk::new(2000 * BLOCK_BYTES);
-            let mut ring = memory.map_ring(place, 600 * BLOCK_SIZE).unwrap();
+            let disk = MemDisk::new(2000 * BLOCK_BYTES).disk();
             let mut bytes = Vec::new();
             let record = Record::Delete(VolumeId::new(1));
             record::encode(&record, Seqno::new(9), Seqno::new(3), salt, &mut bytes).unwrap();
-            ring.store(at, &bytes);
             Executor::new(ThreadDriver::new()).block_on(async {
+                let mut ring = vec![0; 600 * BLOCK_SIZE];
+                ring[at..at + bytes.len()].copy_from_slice(&bytes);
+                let mut buf = Buf::new(600);
+                buf.as_mut_bytes().copy_from_slice(&ring);
+                disk.write(START, vec![buf]).await.unwrap();
                 for (next, found) in [(3, Some(Seqno::new(9))), (4, None)] {
                     let next = Seqno::new(next);
-                    let lost = lost_record(&memory.disk(), &superblock, next).await.unwrap();
+                    let lost = lost_record(&disk, &superblock, next).await.unwrap();
                     assert_eq!(lost, found, "at {at}");
                 }
             });

@@ -3,7 +3,8 @@
 
 use std::rc::Rc;
 
-use crate::disk::{Buf, Disk};
+use super::piece_of;
+use crate::disk::{Buf, Disk, RingMemory};
 use crate::error::{Error, Result};
 use crate::format::geometry::Geometry;
 use crate::format::record::{self, Framed, framed_bytes};
@@ -159,4 +160,39 @@ pub async fn lost_record(
         at += places;
     }
     Ok(None)
+}
+
+/// Writes the records that a dead process left in `memory` to the ring of its pool and makes them
+/// durable, so that the log can be read from there. A memory that holds nothing of the pool as it
+/// is now (another one's, an older or a newer one's, none) changes nothing. Returns how many bytes
+/// were written.
+///
+/// # Errors
+/// The device's.
+pub async fn write_back(
+    disk: &Rc<dyn Disk>,
+    superblock: &Superblock,
+    memory: &dyn RingMemory,
+) -> Result<u64> {
+    let mark = memory.mark();
+    let ring = superblock.geometry.journal_blocks * BLOCK_BYTES;
+    let same = mark.pool == superblock.uuid && mark.salt == superblock.salt;
+    let Some(to) = mark.head.checked_next_multiple_of(BLOCK_BYTES) else { return Ok(0) };
+    let most = ring.min(to_u64(memory.len_bytes()));
+    let sane = mark.synced.is_multiple_of(BLOCK_BYTES)
+        && to.checked_sub(mark.synced).is_some_and(|len| len <= most);
+    if !same || !sane || mark.generation > superblock.generation.get() || superblock.clean {
+        return Ok(0);
+    }
+    let mut from = mark.synced;
+    while from < to {
+        let (block, buf) = piece_of(memory, ring, from, to);
+        from += to_u64(buf.len_bytes());
+        let at = superblock.geometry.journal_start().plus(block);
+        disk.write(at, vec![buf]).await.map_err(|e| e.context("journal of a dead process"))?;
+    }
+    if to > mark.synced {
+        disk.sync().await?;
+    }
+    Ok(to - mark.synced)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::core::{Core, Inner, OpenOptions, Pool};
 use crate::checkpoint::{Checkpointer, Kind};
-use crate::disk::{Buf, Disk, RingMemory};
+use crate::disk::{Buf, Disk, HeapRing, RingMemory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::{Catalogue, GroupEntry};
 use crate::format::geometry::{Geometry, SUPER_SLOTS};
@@ -119,21 +119,6 @@ async fn write_zeros(disk: &Rc<dyn Disk>, start: u64, count: u64) -> Result<()> 
     Ok(())
 }
 
-/// The journal of a pool that is being made takes no record.
-struct NoRing(usize);
-
-impl RingMemory for NoRing {
-    fn len_bytes(&self) -> usize {
-        self.0
-    }
-    fn store(&mut self, _offset: usize, _bytes: &[u8]) {
-        unreachable!("a pool that is being made takes no record")
-    }
-    fn prepare(&mut self, _offset: usize, _len: usize) -> Result<()> {
-        Ok(())
-    }
-}
-
 /// Writes generation 1 by the ordinary way of a checkpoint: an empty catalogue.
 async fn first_checkpoint(disk: &Rc<dyn Disk>, geometry: Geometry, uuid: [u8; 16]) -> Result<()> {
     let entry =
@@ -152,9 +137,10 @@ async fn first_checkpoint(disk: &Rc<dyn Disk>, geometry: Geometry, uuid: [u8; 16
         clean: false,
     };
     let options = OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::default() };
-    let ring = NoRing(to_usize(geometry.journal_blocks * BLOCK_BYTES));
+    // The journal of a pool that is being made takes no record.
+    let ring = HeapRing::new(BLOCK_SIZE);
     let checkpointer = Checkpointer { superblock, catalogue_blocks: vec![], drops: vec![] };
-    let core = core_of(checkpointer, catalogue, Box::new(ring), options)?;
+    let core = core_of(checkpointer, catalogue, Box::new(ring), options);
     let pool = Pool::attach(core, Rc::clone(disk));
     pool.checkpoint_of(Kind { clean: true, new_salt: true, pool_blocks: None }).await
 }
@@ -165,7 +151,7 @@ pub(super) fn core_of(
     catalogue: Catalogue,
     ring: Box<dyn RingMemory>,
     options: OpenOptions,
-) -> Result<Arc<Core>> {
+) -> Arc<Core> {
     let superblock = &checkpointer.superblock;
     // Three quarters of the cache for nodes, one for table pages.
     let blocks = to_usize(options.cache_bytes / BLOCK_BYTES);
@@ -178,7 +164,8 @@ pub(super) fn core_of(
         cache,
         blocks / 4,
     );
-    let journal = Journal::new(ring, superblock.journal_offset, superblock.salt)?;
+    let ring_bytes = superblock.geometry.journal_blocks * BLOCK_BYTES;
+    let journal = Journal::new(ring, ring_bytes, superblock.journal_offset);
     let inner = Inner {
         durable: superblock.seal,
         state,
@@ -192,5 +179,5 @@ pub(super) fn core_of(
         drops_pending: to_u64(checkpointer.drops.len()),
         throttles: BTreeMap::new(),
     };
-    Ok(Arc::new(Core::new(inner, checkpointer, options)))
+    Arc::new(Core::new(inner, checkpointer, options))
 }

@@ -1,13 +1,16 @@
-//! Group commit: one leader pads the journal and syncs the pool; the others wait for their
-//! sequence number. A flush covers everything acknowledged before it, on any handle.
+//! Group commit: one leader pads the journal, writes what of it is only in memory, and syncs the
+//! pool; the others wait for their sequence number. A flush covers everything acknowledged before
+//! it, on any handle.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::core::{Core, Pool, count};
+use crate::disk::executor::spawn_local;
 use crate::error::{Error, ErrorKind, Result};
+use crate::journal::Position;
 use crate::limits::UNSYNCED_BLOCKS_WANTED;
-use crate::units::Seqno;
+use crate::units::{Seqno, to_u64};
 
 /// Ends a sync that was given up halfway (its future was dropped): somebody else may lead.
 struct Leading(Arc<Core>);
@@ -55,12 +58,11 @@ impl Pool {
                     None
                 } else {
                     inner.syncing = true;
-                    inner.journal.pad();
-                    Some(inner.state.seqno)
+                    Some((inner.state.seqno, inner.journal.pad()))
                 }
             };
             match target {
-                Some(target) => self.lead(target).await?,
+                Some((target, end)) => self.lead(target, end).await?,
                 None => changed.await,
             }
         }
@@ -81,38 +83,57 @@ impl Pool {
     /// One sync at a time in the whole pool, because the device tells an error to one caller: a
     /// second sync under way would be called good though what it was to cover is lost.
     pub(crate) async fn barrier(&self) -> Result<()> {
-        let target = loop {
+        let (target, end) = loop {
             let changed = self.core.durable_event.notified();
             {
                 let mut inner = self.core.lock();
                 inner.check_not_poisoned()?;
                 if !inner.syncing {
                     inner.syncing = true;
-                    inner.journal.pad();
-                    break inner.state.seqno;
+                    break (inner.state.seqno, inner.journal.pad());
                 }
             }
             changed.await;
         };
-        self.lead(target).await
+        self.lead(target, end).await
     }
 
-    async fn lead(&self, target: Seqno) -> Result<()> {
+    /// Flushes in a task of its own: were the write of a block given up halfway, the next leader
+    /// would write it a second time while the first is still under way (I6).
+    async fn lead(&self, target: Seqno, end: Position) -> Result<()> {
         let leading = Leading(Arc::clone(&self.core));
+        let (done, answer) = tokio::sync::oneshot::channel();
+        let pool = self.clone();
+        spawn_local(async move {
+            let result = pool.write_and_sync(end).await;
+            match &result {
+                Ok(()) => {
+                    let mut inner = pool.core.lock();
+                    inner.durable = inner.durable.max(target);
+                    inner.journal.set_synced(end);
+                }
+                Err(error) => pool.core.poison(error),
+            }
+            drop(leading);
+            // Nobody may wait for the answer any more.
+            drop(done.send(result));
+        });
+        answer.await.map_err(|_| Error::new(ErrorKind::Shutdown, "the flush was given up"))?
+    }
+
+    /// The sync begins when every write has completed, so that it covers them.
+    async fn write_and_sync(&self, end: Position) -> Result<()> {
         count(&self.core.counters.syncs, 1);
         self.core.unsynced_blocks.store(0, Ordering::Relaxed);
-        match self.disk().sync().await {
-            Ok(()) => {
-                let mut inner = self.core.lock();
-                inner.durable = inner.durable.max(target);
-                drop(inner);
-                drop(leading);
-                Ok(())
-            }
-            Err(error) => {
-                self.core.poison(&error);
-                Err(error)
-            }
+        let (start, mut from) = {
+            let inner = self.core.lock();
+            (inner.state.geometry.journal_start(), inner.journal.synced())
+        };
+        while from < end {
+            let (block, buf) = self.core.lock().journal.piece(from, end);
+            from += to_u64(buf.len_bytes());
+            self.disk().write(start.plus(block), vec![buf]).await?;
         }
+        self.disk().sync().await
     }
 }

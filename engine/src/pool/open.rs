@@ -2,8 +2,9 @@
 //! as the live path, and a checkpoint, after which the log goes on with a new salt. The time is
 //! bounded by the journal, whatever the pool holds. Closing: a last checkpoint, marked clean.
 //!
-//! Recovery changes nothing on the disk but by that checkpoint, so it can be cut and begun again;
-//! and what it begins with is made durable first, so that it is the same then.
+//! Records that a dead process had not flushed are in the memory of the journal, and are written to
+//! the journal first. Beyond that, recovery changes nothing on the disk but by that checkpoint, so
+//! it can be cut and begun again; and what it begins with is durable, so that it is the same then.
 //!
 //! **Fresh numbers.** A life of the pool that has died may have written a part of its next
 //! checkpoint: nodes, table pages, a catalogue. None of that is referred to, but it bears the numbers
@@ -19,23 +20,28 @@ use crate::checkpoint::{Checkpointer, Kind, load};
 use crate::disk::{Disk, RingMemory};
 use crate::error::{Error, Result};
 use crate::format::superblock::Superblock;
-use crate::limits::{GENERATIONS_SKIPPED, SEQNOS_SKIPPED};
+use crate::journal::write_back;
+use crate::limits::{GENERATIONS_SKIPPED, RING_MEMORY_BYTES, SEQNOS_SKIPPED};
 use crate::units::{BLOCK_BYTES, to_usize};
 
 impl Pool {
-    /// Opens a pool. `map_ring` maps the journal at a byte offset of the pool, of a length.
+    /// Opens a pool. `map_ring` gets the memory of the journal, for which a length is proposed. It
+    /// is this pool's alone, and survives the process if unflushed writes are to survive it.
     ///
     /// # Errors
     /// `NotAPool`, `Unsupported`, `Corrupt` (naming the structure and its place), the device's.
     pub async fn open(
         disk: Rc<dyn Disk>,
-        map_ring: impl FnOnce(u64, usize) -> Result<Box<dyn RingMemory>>,
+        map_ring: impl FnOnce(usize) -> Result<Box<dyn RingMemory>>,
         options: OpenOptions,
     ) -> Result<Self> {
         // A killed process may have left a superblock that is not durable yet. What replaces the
         // checkpoint before it must not be on its way before this one is safe.
         disk.sync().await?;
         let superblock = load::superblock(&disk).await?;
+        let ring_bytes = superblock.geometry.journal_blocks * BLOCK_BYTES;
+        let ring = map_ring(RING_MEMORY_BYTES.min(to_usize(ring_bytes)))?;
+        let kept = write_back(&disk, &superblock, &*ring).await?;
         let found = load::catalogue(&disk, &superblock).await?;
         let survey = Survey::of(&disk, &superblock).await?;
         if superblock.clean && survey.last > superblock.seal {
@@ -43,9 +49,6 @@ impl Pool {
                 "the pool was closed cleanly, but its journal holds records",
             ));
         }
-        let geometry = superblock.geometry;
-        let ring_bytes = to_usize(geometry.journal_blocks * BLOCK_BYTES);
-        let ring = map_ring(geometry.journal_start().byte_offset(), ring_bytes)?;
         let checkpointer = Checkpointer {
             superblock: Superblock {
                 generation: superblock.generation.plus(GENERATIONS_SKIPPED),
@@ -55,15 +58,17 @@ impl Pool {
             catalogue_blocks: found.catalogue_blocks,
             drops: found.catalogue.drops.clone(),
         };
-        let core = core_of(checkpointer, found.catalogue, ring, options)?;
+        let core = core_of(checkpointer, found.catalogue, ring, options);
         let pool = Self::attach(core, disk);
         let last = pool.replay(&superblock, survey).await?;
         pool.checkpoint_of(Kind { new_salt: true, ..Kind::default() }).await?;
-        let salt = pool.core.checkpointer.lock().await.superblock.salt;
-        pool.core.lock().journal.set_salt(salt);
+        let (generation, salt) = {
+            let checkpointer = pool.core.checkpointer.lock().await;
+            (checkpointer.superblock.generation, checkpointer.superblock.salt)
+        };
+        pool.core.lock().journal.begin(superblock.uuid, generation, salt);
         let replayed = last.get() - superblock.seal.get();
-        let generation = pool.core.lock().generation.get();
-        tracing::info!(replayed, generation, "pool opened");
+        tracing::info!(replayed, kept, generation = generation.get(), "pool opened");
         Ok(pool)
     }
 

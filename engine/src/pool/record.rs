@@ -14,6 +14,8 @@ pub(crate) enum Obstacle {
     /// The journal or the dirty nodes fill up: a checkpoint must come first; this many were
     /// published.
     Checkpoint(u64),
+    /// The memory of the journal is full: everything up to here must be flushed first.
+    Flush(Seqno),
 }
 
 impl Inner {
@@ -29,6 +31,9 @@ impl Inner {
         if !self.journal.has_room(record.payload_bytes()) || self.is_crowded() {
             let published = self.published;
             return Err((record, Obstacle::Checkpoint(published)));
+        }
+        if !self.journal.has_memory(record.payload_bytes()) {
+            return Err((record, Obstacle::Flush(self.state.seqno)));
         }
         if let Err(need) = self.state.prepare(&record) {
             return Err((record, Obstacle::Need(need)));
@@ -109,6 +114,10 @@ impl Pool {
             Obstacle::Checkpoint(published) => {
                 drop(pin);
                 self.await_published(published).await
+            }
+            Obstacle::Flush(seqno) => {
+                drop(pin);
+                self.commit(seqno).await
             }
         }
     }

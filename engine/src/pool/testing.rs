@@ -46,7 +46,7 @@ pub(super) async fn open(sim: &SimDisk) -> Result<Pool> {
         fanout: Fanout { leaf_max: 6, inner_max: 5 },
         ..OpenOptions::default()
     };
-    let pool = Pool::open(sim.disk(), |at, len| sim.map_ring(at, len), options).await?;
+    let pool = Pool::open(sim.disk(), |len| sim.map_ring(len), options).await?;
     let background = pool.clone();
     spawn_local(async move { background.run_background().await });
     Ok(pool)

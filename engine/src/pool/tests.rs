@@ -26,7 +26,7 @@ async fn open(sim: &SimDisk) -> Result<Pool> {
         fanout: crate::map::Fanout { leaf_max: 8, inner_max: 6 },
         ..OpenOptions::default()
     };
-    let pool = Pool::open(sim.disk(), |at, len| sim.map_ring(at, len), options).await?;
+    let pool = Pool::open(sim.disk(), |len| sim.map_ring(len), options).await?;
     let background = pool.clone();
     spawn_local(async move { background.run_background().await });
     Ok(pool)
@@ -182,7 +182,7 @@ fn a_writer_who_never_flushes_is_synced_now_and_then() {
         let options = FormatOptions { journal_bytes: None, ..format_options(&disk) };
         Pool::format(&disk, &options).await.unwrap();
         let options = OpenOptions { cache_bytes: 4 << 20, ..OpenOptions::default() };
-        let pool = Pool::open(disk, |at, len| sim.map_ring(at, len), options).await.unwrap();
+        let pool = Pool::open(disk, |len| sim.map_ring(len), options).await.unwrap();
         let a = pool.create(volume("a", Source::Empty)).await.unwrap().id;
         let before = pool.counters();
         let mebibyte = 1 << 20;

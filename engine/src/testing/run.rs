@@ -14,7 +14,7 @@ use crate::disk::sim::{CutPlan, Rng, SimDisk, SimImage, SimOptions};
 use crate::error::{ErrorKind, Result};
 use crate::map::Fanout;
 use crate::pool::{CreateVolume, FormatOptions, IoLimits, ModifyVolume, OpenOptions, Pool, Source};
-use crate::units::{BLOCK_BYTES, SECTOR_BYTES, VolumeId, to_u32, to_u64, to_usize};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, SECTOR_BYTES, VolumeId, to_u32, to_u64, to_usize};
 
 /// A pool to test on: tiny, so that splits, checkpoints, laps of the journal and full pools happen
 /// all the time.
@@ -90,7 +90,9 @@ impl Config {
             fanout: self.fanout,
             discard: self.discard,
         };
-        let pool = Pool::open(sim.disk(), |at, len| sim.map_ring(at, len), options).await?;
+        // Less than the journal, so that it is sometimes the memory that is full.
+        let memory = |len: usize| sim.map_ring(len / BLOCK_SIZE * 3 / 4 * BLOCK_SIZE);
+        let pool = Pool::open(sim.disk(), memory, options).await?;
         let background = pool.clone();
         spawn_local(async move { background.run_background().await });
         Ok(pool)

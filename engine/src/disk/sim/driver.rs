@@ -12,12 +12,12 @@ use slab::Slab;
 
 use super::cut::{Piece, Stage};
 use super::fault::{Effect, FaultOp, Faults};
-use super::image::{ALL_SECTORS, Bytes, Image, touched};
+use super::image::{ALL_SECTORS, Bytes, Image};
 use super::rng::Rng;
 use super::timer::{Sleep, Timers};
 use super::{SimImage, SimOptions};
 use crate::disk::executor::{Driver, Parked, Unpark};
-use crate::disk::{Buf, Clock, Disk, LocalFuture};
+use crate::disk::{Buf, Clock, Disk, HeapRing, LocalFuture};
 use crate::error::{Error, Result};
 use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
 
@@ -64,6 +64,8 @@ pub(super) struct State {
     pub(super) current: Image,
     /// What is not durable, in the order in which it was asked for.
     pub(super) pieces: Vec<Piece>,
+    /// The memory of the journal; empty before somebody asks for it.
+    pub(super) ring: HeapRing,
     ops: Slab<Op>,
     in_flight: Vec<usize>,
     next_write: u64,
@@ -79,7 +81,7 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(image: SimImage, rng: Rng, options: SimOptions) -> Self {
-        let (durable, current, pieces) = image.into_parts();
+        let (durable, current, pieces, ring) = image.into_parts();
         Self {
             rng,
             options,
@@ -87,6 +89,7 @@ impl State {
             current,
             next_write: pieces.iter().map(|piece| piece.write + 1).max().unwrap_or(0),
             pieces,
+            ring,
             ops: Slab::new(),
             in_flight: Vec::new(),
             now: 1,
@@ -136,19 +139,6 @@ impl State {
                 "{blocks} blocks at {at} are beyond the end of the simulated disk ({size} blocks)"
             ))),
         }
-    }
-
-    /// Changes the ring: seen at once, durable later.
-    pub(super) fn store(&mut self, write: u64, block: u64, from: usize, bytes: &[u8]) {
-        if self.halted {
-            return;
-        }
-        let to = from + bytes.len();
-        self.current.block_mut(block)[from..to].copy_from_slice(bytes);
-        let stage = Stage::Delivered(self.moment());
-        let content = self.current.shared(block).cloned();
-        self.note(u64::from(crate::crc::crc32(bytes)) << 16 ^ block);
-        self.pieces.push(Piece { write, block, content, mask: touched(from, to), stage });
     }
 
     fn submit(&mut self, op: FaultOp, work: Work) -> Option<usize> {

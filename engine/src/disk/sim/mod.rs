@@ -1,9 +1,8 @@
-//! A simulated disk with a volatile cache, and the journal's ring on it, for tests: everything
-//! runs in one thread and comes from a seed.
+//! A simulated disk with a volatile cache, and the journal's memory beside it, for tests:
+//! everything runs in one thread and comes from a seed.
 //!
 //! ```text
 //!   Disk::write --> in flight --(driver: one at random)--> completed --(awaited)--> delivered
-//!   RingMemory::store ---------------------------------------------------------------> |
 //!                                                                         Disk::sync   v
 //!                                                                                   durable
 //! ```
@@ -13,7 +12,8 @@
 //! * The power fails at a given event ([`SimDisk::set_cut_at`]). The run then ends at once, and
 //!   [`SimDisk::image_after_cut`] makes any number of images that the disk could hold now, by
 //!   [`CutPlan`]: what is not durable may have landed, in whole or in part, or not.
-//! * A killed process ([`SimDisk::image_after_kill`]) leaves what completed and what was stored.
+//! * A killed process ([`SimDisk::image_after_kill`]) leaves what completed, and the memory of the
+//!   journal.
 //!
 //! The order of events does not depend on anything but the seed and the code under test.
 
@@ -33,9 +33,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::executor::Executor;
-use super::{Disk, RingMemory};
-use crate::error::{Error, Result};
-use crate::units::{BLOCK_BYTES, to_u64};
+use super::{Disk, HeapRing, RingMemory};
+use crate::error::Result;
 
 use cut::{Piece, Stage};
 use driver::{Handle, State};
@@ -66,6 +65,8 @@ pub struct SimImage {
     /// Taken by the device or the page cache but not durable: after a kill, not after a cut.
     pieces: Vec<Piece>,
     len_blocks: u64,
+    /// The memory of the journal: after a kill.
+    ring: HeapRing,
 }
 
 impl SimImage {
@@ -84,7 +85,8 @@ impl SimImage {
 
 impl From<Image> for SimImage {
     fn from(durable: Image) -> Self {
-        Self { len_blocks: durable.len_blocks(), durable, pieces: Vec::new() }
+        let ring = HeapRing::new(0);
+        Self { len_blocks: durable.len_blocks(), durable, pieces: Vec::new(), ring }
     }
 }
 
@@ -114,20 +116,16 @@ impl SimDisk {
         Rc::new(Handle::new(Arc::clone(&self.state)))
     }
 
-    /// The journal's ring, as [`super::PoolFile::map_ring`].
+    /// The memory of the journal, as [`super::PoolFile::map_ring`].
     ///
     /// # Errors
-    /// `Invalid` when it is not whole blocks inside the disk.
-    pub fn map_ring(&self, offset: u64, len: usize) -> Result<Box<dyn RingMemory>> {
-        let size = self.state.lock().len_bytes();
-        let end = offset.checked_add(to_u64(len));
-        let whole = offset.is_multiple_of(BLOCK_BYTES) && to_u64(len).is_multiple_of(BLOCK_BYTES);
-        if !whole || len == 0 || end.is_none_or(|end| end > size) {
-            return Err(Error::invalid(format!(
-                "journal of {len} bytes at {offset} is not whole blocks inside the simulated disk"
-            )));
+    /// Never.
+    pub fn map_ring(&self, len: usize) -> Result<Box<dyn RingMemory>> {
+        let mut state = self.state.lock();
+        if state.ring.len_bytes() == 0 {
+            state.ring = HeapRing::new(len);
         }
-        Ok(Box::new(ring::SimRing::new(Arc::clone(&self.state), offset, len)))
+        Ok(Box::new(ring::SimRing(Arc::clone(&self.state))))
     }
 
     /// What an executor sleeps in: delivers one completion whenever nothing is ready.
@@ -185,6 +183,7 @@ impl SimDisk {
             durable: state.durable.clone(),
             pieces: cut::after_kill(&state.pieces, seed),
             len_blocks: state.current.len_blocks(),
+            ring: state.ring.clone(),
         }
     }
 
@@ -207,9 +206,9 @@ impl SimDisk {
 }
 
 impl SimImage {
-    fn into_parts(mut self) -> (Image, Image, Vec<Piece>) {
+    fn into_parts(mut self) -> (Image, Image, Vec<Piece>, HeapRing) {
         let current = cut::seen(&self.durable, &self.pieces, self.len_blocks);
         self.pieces.retain(|piece| piece.stage != Stage::InFlight);
-        (self.durable, current, self.pieces)
+        (self.durable, current, self.pieces, self.ring)
     }
 }

@@ -4,9 +4,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::*;
-use crate::disk::Buf;
 use crate::disk::executor::{end_of_turn, spawn_local};
-use crate::units::{BLOCK_SIZE, BlockNo};
+use crate::disk::{Buf, RingMark};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo};
 
 fn filled(byte: u8, blocks: usize) -> Buf {
     let mut buf = Buf::new(blocks);
@@ -105,48 +105,28 @@ fn a_write_of_many_blocks_tears_anywhere() {
 }
 
 #[test]
-fn ring_stores_are_seen_at_once_and_survive_a_kill() {
+fn the_memory_of_the_journal_survives_a_kill_and_no_power_failure() {
     let sim = new_disk(4);
-    let disk = sim.disk();
-    let mut ring = sim.map_ring(8 * BLOCK_BYTES, 4 * BLOCK_SIZE).unwrap();
-    ring.prepare(0, 2 * BLOCK_SIZE).unwrap();
-    sim.run(async {
-        ring.store(0, &[1; 700]);
-        disk.sync().await.unwrap();
-        ring.store(700, &[2; 4000]);
-        ring.store(4700, &[3; 10]);
-        let (buf, result) = disk.read(BlockNo::new(8), Buf::new(2)).await;
-        result.unwrap();
-        assert_eq!([buf.as_bytes()[699], buf.as_bytes()[700], buf.as_bytes()[4700]], [1, 2, 3]);
-    })
-    .unwrap();
-    let bytes = |image: &SimImage, block| *image.blocks().block(BlockNo::new(block));
-    let none = sim.image_after_cut(CutPlan::KeepNone);
-    assert_eq!([bytes(&none, 8)[699], bytes(&none, 8)[700], bytes(&none, 9)[0]], [1, 0, 0]);
-    // The second store alone, without the third: the page was written back in between.
-    let second = sim.image_after_cut(CutPlan::Prefix(Grain::Block, 2));
-    assert_eq!([bytes(&second, 8)[700], bytes(&second, 9)[600], bytes(&second, 9)[604]], [2, 2, 0]);
-
-    let killed = SimDisk::from_image(sim.image_after_kill(9), 5, SimOptions::default());
-    let disk = killed.disk();
-    let read = || async {
-        let (buf, result) = disk.read(BlockNo::new(8), Buf::new(2)).await;
-        result.unwrap();
-        [buf.as_bytes()[699], buf.as_bytes()[700], buf.as_bytes()[4700]]
+    let mut ring = sim.map_ring(2 * BLOCK_SIZE).unwrap();
+    let mark = RingMark { head: 7, ..RingMark::default() };
+    ring.store(700, &[2; 40]);
+    ring.set_mark(&mark);
+    let seen = |image: SimImage| {
+        let ring = SimDisk::from_image(image, 5, SimOptions::default()).map_ring(9 * BLOCK_SIZE);
+        let mut out = [9; 2];
+        let ring = ring.unwrap();
+        ring.load(739, &mut out);
+        (ring.len_bytes(), out, ring.mark())
     };
-    assert_eq!(killed.run(read()), Some([1, 2, 3]));
-    // Kept, but as little durable as before.
-    assert_eq!(bytes(&killed.image_after_cut(CutPlan::KeepNone), 8)[700], 0);
-    killed.run(async { disk.sync().await.unwrap() }).unwrap();
-    assert_eq!(bytes(&killed.image_after_cut(CutPlan::KeepNone), 8)[700], 2);
-}
-
-#[test]
-#[should_panic(expected = "outside of the prepared window")]
-fn a_store_outside_of_the_window_is_a_bug() {
-    let mut ring = new_disk(0).map_ring(0, 4 * BLOCK_SIZE).unwrap();
-    ring.prepare(0, BLOCK_SIZE).unwrap();
-    ring.store(BLOCK_SIZE - 1, &[1, 2]);
+    assert_eq!(seen(sim.image_after_kill(9)), (2 * BLOCK_SIZE, [2, 0], mark));
+    let after_cut = seen(sim.image_after_cut(CutPlan::KeepAll));
+    assert_eq!(after_cut, (9 * BLOCK_SIZE, [0, 0], RingMark::default()));
+    // Nothing that a process stores after its end counts.
+    sim.set_cut_at(0);
+    let disk = sim.disk();
+    assert!(sim.run(async { disk.sync().await }).is_none());
+    ring.store(739, &[4]);
+    assert_eq!(seen(sim.image_after_kill(9)).1, [2, 0]);
 }
 
 /// Eight tasks that write and sync; returns the order in which they came to their ends.
