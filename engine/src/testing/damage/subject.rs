@@ -118,7 +118,8 @@ fn last_ops(past: Past) -> Vec<Op> {
     }
     if past != Past::Closed {
         ops.extend([write(16), write(24), Op::Flush, write(40), Op::Flush, write(48), write(56)]);
-        ops.extend([Op::Flush, write(72), write(80)]);
+        // No record comes after the last flush and says that it was there.
+        ops.extend([Op::Flush, write(72), write(80), Op::Flush]);
     }
     ops
 }
