@@ -212,15 +212,29 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::disk::Disk;
     use crate::disk::executor::Executor;
     use crate::disk::mem::MemDisk;
     use crate::disk::park::ThreadDriver;
+    use crate::disk::{Disk, HeapRing};
     use crate::format::geometry::{Geometry, SUPER_SLOTS};
     use crate::format::superblock::Superblock;
     use crate::units::{BLOCK_SIZE, BlockNo, Generation, VolumeId};
 
     const START: BlockNo = BlockNo::new(SUPER_SLOTS);
+
+    fn superblock_of(geometry: Geometry) -> Superblock {
+        Superblock {
+            uuid: [0; 16],
+            geometry,
+            generation: Generation::new(1),
+            catalogue: BlockNo::new(0),
+            catalogue_bytes: 0,
+            journal_offset: 0,
+            seal: Seqno::new(0),
+            salt: 7,
+            clean: false,
+        }
+    }
 
     async fn flush(journal: &mut Journal, disk: &Rc<dyn Disk>) {
         let (mut from, end) = (journal.synced(), journal.pad());
@@ -242,17 +256,7 @@ mod tests {
         let ring_bytes = blocks * BLOCK_BYTES;
         let mut journal = Journal::new(memory.map_ring(kept).unwrap(), ring_bytes, 0);
         journal.begin([0; 16], Generation::new(1), 7);
-        let mut superblock = Superblock {
-            uuid: [0; 16],
-            geometry,
-            generation: Generation::new(1),
-            catalogue: BlockNo::new(0),
-            catalogue_bytes: 0,
-            journal_offset: 0,
-            seal: Seqno::new(0),
-            salt: 7,
-            clean: false,
-        };
+        let mut superblock = superblock_of(geometry);
         let mut next = Seqno::new(1);
         let mut random = 12345u64;
         let disk = memory.disk();
@@ -309,18 +313,7 @@ mod tests {
     #[test]
     fn a_lost_record_is_found_wherever_the_next_ones_lie() {
         let geometry = Geometry::new(2000, 600, 1).unwrap();
-        let salt = 7;
-        let superblock = Superblock {
-            uuid: [0; 16],
-            geometry,
-            generation: Generation::new(1),
-            catalogue: BlockNo::new(0),
-            catalogue_bytes: 0,
-            journal_offset: 0,
-            seal: Seqno::new(0),
-            salt,
-            clean: false,
-        };
+        let superblock = superblock_of(geometry);
         // At the ends of windows, and of the ring.
         for at in [
             8,
@@ -333,7 +326,8 @@ mod tests {
             let disk = MemDisk::new(2000 * BLOCK_BYTES).disk();
             let mut bytes = Vec::new();
             let record = Record::Delete(VolumeId::new(1));
-            record::encode(&record, Seqno::new(9), Seqno::new(3), salt, &mut bytes).unwrap();
+            record::encode(&record, Seqno::new(9), Seqno::new(3), superblock.salt, &mut bytes)
+                .unwrap();
             Executor::new(ThreadDriver::new()).block_on(async {
                 let mut ring = vec![0; 600 * BLOCK_SIZE];
                 ring[at..at + bytes.len()].copy_from_slice(&bytes);
@@ -347,5 +341,37 @@ mod tests {
                 }
             });
         }
+    }
+
+    #[test]
+    fn only_the_memory_of_this_pool_is_believed() {
+        let open = superblock_of(Geometry::new(2000, 8, 1).unwrap());
+        let written = |superblock: &Superblock, mark: RingMark| {
+            let mut ring = HeapRing::new(4 * BLOCK_SIZE);
+            ring.store(BLOCK_SIZE, &[9; 10]);
+            ring.set_mark(&mark);
+            let disk = MemDisk::new(2000 * BLOCK_BYTES).disk();
+            Executor::new(ThreadDriver::new()).block_on(async {
+                let written = write_back(&disk, superblock, &ring).await.unwrap();
+                let (buf, _) = disk.read(START.plus(1), Buf::new(1)).await;
+                assert_eq!(written > 0, buf.as_bytes()[0] == 9);
+                written
+            })
+        };
+        let good = RingMark { pool: [0; 16], salt: 7, generation: 1, synced: 4096, head: 5000 };
+        assert_eq!(written(&open, good), 4096);
+        for bad in [
+            RingMark { pool: [1; 16], ..good },
+            RingMark { salt: 6, ..good },
+            RingMark { generation: 2, ..good },
+            RingMark { synced: 4097, ..good },
+            RingMark { synced: 8192 + 4096, ..good },
+            RingMark { head: 5 * 4096 + 1, ..good },
+            RingMark { head: u64::MAX, ..good },
+            RingMark { head: 4096, ..good },
+        ] {
+            assert_eq!(written(&open, bad), 0, "{bad:?}");
+        }
+        assert_eq!(written(&Superblock { clean: true, ..open }, good), 0);
     }
 }
