@@ -1,0 +1,113 @@
+//! The list of mutants: `tests/mutants/*.toml`, one file for each class.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use toml::{Table, Value};
+
+/// A deliberate bug.
+pub(crate) struct Mutant {
+    pub(crate) name: String,
+    pub(crate) class: String,
+    /// What it breaks, in one sentence.
+    pub(crate) breaks: String,
+    /// Its number among the known bugs of comparable systems.
+    pub(crate) bug: Option<i64>,
+    pub(crate) killer: Killer,
+}
+
+/// The test that is expected to fail.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Killer {
+    pub(crate) binary: String,
+    pub(crate) test: String,
+}
+
+/// A piece of the engine that is replaced by one which asks at run time which mutant it is to be:
+/// `{{name}}` in it stands for that question.
+pub(crate) struct Edit {
+    pub(crate) file: String,
+    find: String,
+    replace: String,
+}
+
+/// All mutants with their edits.
+pub(crate) struct List {
+    pub(crate) mutants: Vec<Mutant>,
+    pub(crate) edits: Vec<Edit>,
+}
+
+fn text(table: &Table, key: &str) -> String {
+    let value = table.get(key).and_then(Value::as_str);
+    value.unwrap_or_else(|| panic!("no {key} in {table:?}")).trim_end_matches('\n').to_owned()
+}
+
+fn tables<'a>(file: &'a Table, key: &str) -> impl Iterator<Item = &'a Table> {
+    let all = file.get(key).and_then(Value::as_array).into_iter().flatten();
+    all.map(|value| value.as_table().expect("a table"))
+}
+
+impl Mutant {
+    fn of(table: &Table, class: &str) -> Self {
+        let killer = text(table, "killer");
+        let (binary, test) = killer.split_once(' ').expect("a binary and a test");
+        Self {
+            name: text(table, "name"),
+            class: class.to_owned(),
+            breaks: text(table, "breaks"),
+            bug: table.get("bug").and_then(Value::as_integer),
+            killer: Killer { binary: binary.to_owned(), test: test.to_owned() },
+        }
+    }
+}
+
+impl Edit {
+    /// The names of the mutants that it can be.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.replace.split("{{").skip(1).filter_map(|rest| Some(rest.split_once("}}")?.0))
+    }
+
+    /// `code` with the replacement in the one place where the piece is found.
+    ///
+    /// # Errors
+    /// The piece is not there, or more than once: the code has changed.
+    pub(crate) fn apply(&self, code: &str) -> Result<String, String> {
+        let Self { file, find, .. } = self;
+        match code.matches(find.as_str()).count() {
+            1 => {
+                let question =
+                    self.replace.replace("{{", "crate::mutant::on(\"").replace("}}", "\")");
+                Ok(code.replacen(find, &question, 1))
+            }
+            0 => Err(format!("{file} has no such piece any more:\n{find}\n")),
+            _ => Err(format!("{file} has more than one such piece:\n{find}\n")),
+        }
+    }
+}
+
+impl List {
+    /// Reads the files in `directory`.
+    pub(crate) fn read(directory: &Path) -> Self {
+        let entries = std::fs::read_dir(directory).expect("the list of mutants");
+        let mut files: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+        files.sort();
+        let mut list = Self { mutants: Vec::new(), edits: Vec::new() };
+        for path in files {
+            let class = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            let file = std::fs::read_to_string(&path).expect("a file");
+            let file: Table = file.parse().unwrap_or_else(|error| panic!("{class}: {error}"));
+            list.mutants.extend(tables(&file, "mutant").map(|table| Mutant::of(table, &class)));
+            list.edits.extend(tables(&file, "edit").map(|table| Edit {
+                file: text(table, "file"),
+                find: text(table, "find"),
+                replace: text(table, "replace"),
+            }));
+        }
+        let listed: BTreeSet<&str> = list.mutants.iter().map(|m| m.name.as_str()).collect();
+        let named: BTreeSet<&str> = list.edits.iter().flat_map(Edit::names).collect();
+        assert_eq!(listed, named, "each mutant is in an edit, and each in an edit is listed");
+        assert_eq!(listed.len(), list.mutants.len(), "each name is used once");
+        list
+    }
+}
