@@ -39,6 +39,8 @@ pub struct System {
     directory: TempDir,
     pool: PathBuf,
     extra: String,
+    /// The daemon's program, if it is not the one beside the tests.
+    program: Option<PathBuf>,
     child: Option<Child>,
     starts: usize,
 }
@@ -53,7 +55,7 @@ impl System {
         let directory = tempfile::Builder::new().prefix("pando-").tempdir();
         let directory = directory.expect("a directory for a test");
         let pool = directory.path().join("pool");
-        Self { directory, pool, extra: String::new(), child: None, starts: 0 }
+        Self { directory, pool, extra: String::new(), program: None, child: None, starts: 0 }
     }
 
     /// A pool of `size` (`256MiB`) in a sparse file, and the daemon running on it.
@@ -72,7 +74,7 @@ impl System {
     #[must_use]
     pub fn with(size: &str, extra: &str) -> Self {
         let mut system = Self::empty();
-        extra.clone_into(&mut system.extra);
+        system.configure(extra);
         system.create_pool(&["--size", size, "--allocate", "sparse"]);
         system.spawn();
         system
@@ -108,6 +110,16 @@ impl System {
     #[must_use]
     pub fn cli(&self) -> Cli {
         Cli::new(&programs(), &self.socket())
+    }
+
+    /// More lines of configuration, from the next start on.
+    pub fn configure(&mut self, extra: &str) {
+        extra.clone_into(&mut self.extra);
+    }
+
+    /// The program of the daemon from the next start on; the one beside the tests if none.
+    pub fn use_daemon(&mut self, program: Option<PathBuf>) {
+        self.program = program;
     }
 
     fn socket(&self) -> PathBuf {
@@ -153,15 +165,8 @@ impl System {
     /// # Panics
     /// As [`Self::try_spawn`].
     pub fn try_spawn_with(&mut self, adjust: impl FnOnce(&mut Command)) -> Result<(), String> {
-        assert!(self.child.is_none(), "one daemon at a time");
-        self.starts += 1;
-        let log = File::options().append(true).create(true).open(self.log_path());
-        let mut command = Command::new(programs().join("pandod"));
-        command.arg("--config").arg(self.write_config()).stdin(Stdio::null());
-        command.stderr(log.expect("a log"));
-        adjust(&mut command);
         // A daemon that was killed has left its socket: ready is who accepts on it.
-        let child = command.spawn().expect("pandod starts; `make test` builds it");
+        let child = self.launch(adjust);
         let mut child = Reaped(Some(child));
         let since = Instant::now();
         while UnixStream::connect(self.socket()).is_err() {
@@ -179,6 +184,29 @@ impl System {
         }
         self.wait();
         Err(self.log())
+    }
+
+    /// Starts the daemon and waits for nothing.
+    fn launch(&mut self, adjust: impl FnOnce(&mut Command)) -> Child {
+        assert!(self.child.is_none(), "one daemon at a time");
+        self.starts += 1;
+        let log = File::options().append(true).create(true).open(self.log_path());
+        let program = self.program.clone().unwrap_or_else(|| programs().join("pandod"));
+        let mut command = Command::new(program);
+        command.arg("--config").arg(self.write_config()).stdin(Stdio::null());
+        command.stderr(log.expect("a log"));
+        adjust(&mut command);
+        command.spawn().expect("pandod starts; `make test` builds it")
+    }
+
+    /// Starts the daemon and kills it soon, ready or not; whether it was there to be killed.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn spawn_and_kill(&mut self, after: Duration) -> bool {
+        self.child = Some(self.launch(|_| ()));
+        std::thread::sleep(after);
+        self.try_kill()
     }
 
     fn write_config(&self) -> PathBuf {
@@ -205,12 +233,28 @@ impl System {
     /// # Panics
     /// The daemon has ended by itself.
     pub fn kill(&mut self) {
-        let child = self.child.as_mut().expect("a daemon runs");
-        let ended = child.try_wait().expect("a child can be asked");
-        assert!(ended.is_none(), "pandod has ended by itself: {ended:?}\n{}", self.log());
+        assert!(self.try_kill(), "pandod has ended by itself:\n{}", self.log());
+    }
+
+    /// SIGKILL, now; false if the daemon has ended by itself.
+    ///
+    /// # Panics
+    /// None was started.
+    pub fn try_kill(&mut self) -> bool {
         let mut child = self.child.take().expect("a daemon runs");
+        let ended = child.try_wait().expect("a child can be asked");
         child.kill().expect("a child can be killed");
         child.wait().expect("a child ends");
+        ended.is_none()
+    }
+
+    /// Another signal.
+    ///
+    /// # Panics
+    /// No daemon runs.
+    pub fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("a daemon runs");
+        kill_process(Pid::from_child(child), signal).expect("a child can be signalled");
     }
 
     /// SIGTERM, and an orderly end.
@@ -227,8 +271,7 @@ impl System {
     /// # Panics
     /// It does not end in time.
     pub fn terminate(&mut self) -> ExitStatus {
-        let child = self.child.as_ref().expect("a daemon runs");
-        kill_process(Pid::from_child(child), Signal::TERM).expect("a child can be signalled");
+        self.signal(Signal::TERM);
         self.wait()
     }
 
