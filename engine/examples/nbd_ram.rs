@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let serving = shard.call(move || async move {
         let disk = RamDisk::new(size_mib << 20);
         let source = Arc::new(RamExports::new(vec![("ram".to_owned(), disk)]));
-        NbdServer::listen_unix(&path, source, ServerOptions::default())
+        NbdServer::listen_unix(&path, source, ServerOptions::default()).await
     });
     let server = Executor::new(ThreadDriver::new()).block_on(serving)??;
     shard.join()?;

@@ -217,7 +217,8 @@ async fn listen(
 ) -> Result<NbdServer> {
     let shards: Vec<ShardHandle> = engine.shards().to_vec();
     let server = shards[0].clone().call(move || async move {
-        NbdServer::listen_unix(&path, source, ServerOptions { shards, ..ServerOptions::default() })
+        let options = ServerOptions { shards, ..ServerOptions::default() };
+        NbdServer::listen_unix(&path, source, options).await
     });
     server.await?
 }

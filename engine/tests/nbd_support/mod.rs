@@ -71,5 +71,6 @@ pub(crate) fn listen(
     let disks = disks.iter().map(|&(name, disk)| (name.to_owned(), disk.clone())).collect();
     let source = Arc::new(RamExports::new(disks));
     let path = path.to_owned();
-    wait(shard.call(move || async move { NbdServer::listen_unix(&path, source, options) })).unwrap()
+    wait(shard.call(move || async move { NbdServer::listen_unix(&path, source, options).await }))
+        .unwrap()
 }

@@ -109,6 +109,11 @@ impl Drop for Registered {
     }
 }
 
+/// How often a socket that may be one of a dead process is looked at, and how long apart: for three
+/// seconds.
+const STALE_LOOKS: u32 = 60;
+const STALE_PAUSE: Duration = Duration::from_millis(50);
+
 /// The socket's name in the file system; gone with this.
 struct SocketFile(PathBuf);
 
@@ -136,12 +141,12 @@ impl NbdServer {
     /// # Errors
     /// `Busy` when another process serves at `path`, `Exists` when something else is there,
     /// `Invalid` when `path` is too long for a socket (107 bytes), or the system's error.
-    pub fn listen_unix(
+    pub async fn listen_unix(
         path: &Path,
         source: Arc<dyn ExportSource>,
         options: ServerOptions,
     ) -> Result<Self> {
-        let listener = Arc::new(bind_unix(path)?);
+        let listener = Arc::new(bind_unix(path).await?);
         let file = SocketFile(path.to_owned());
         let shared = Arc::new(Shared {
             listener,
@@ -256,7 +261,7 @@ async fn empty_within(shared: &Shared, limit: Duration) -> bool {
 }
 
 /// A listening socket at `path` that only this user can connect to.
-fn bind_unix(path: &Path) -> Result<OwnedFd> {
+async fn bind_unix(path: &Path) -> Result<OwnedFd> {
     let failed = |error: io::Error| Error::io(format!("nbd socket {}", path.display()), error);
     if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
@@ -267,7 +272,7 @@ fn bind_unix(path: &Path) -> Result<OwnedFd> {
     let socket = new_socket().map_err(failed)?;
     match bind(&socket, &address) {
         Err(rustix::io::Errno::ADDRINUSE) => {
-            remove_stale(path, &address)?;
+            remove_stale(path, &address).await?;
             bind(&socket, &address).map_err(|error| failed(error.into()))?;
         }
         result => result.map_err(|error| failed(error.into()))?,
@@ -282,16 +287,23 @@ fn new_socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Removes the socket of a process that is gone.
-fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<()> {
+/// Removes the socket of a process that is gone. The kernel ends the io_uring of a process that was
+/// killed some time after the process, and until then its socket takes connections; so one that
+/// does is asked again for a while.
+async fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<()> {
     let name = format!("nbd socket {}", path.display());
     let failed = |error: io::Error| Error::io(name.clone(), error);
     let kind = fs::symlink_metadata(path).map_err(failed)?.file_type();
     if !kind.is_socket() {
         return Err(Error::new(ErrorKind::Exists, format!("{name}: something else is there")));
     }
-    match connect(&new_socket().map_err(failed)?, address) {
-        Err(rustix::io::Errno::CONNREFUSED) => fs::remove_file(path).map_err(failed),
-        _ => Err(Error::new(ErrorKind::Busy, format!("{name}: another process serves there"))),
+    for _ in 0..STALE_LOOKS {
+        if let Err(rustix::io::Errno::CONNREFUSED) =
+            connect(&new_socket().map_err(failed)?, address)
+        {
+            return fs::remove_file(path).map_err(failed);
+        }
+        sleep(STALE_PAUSE).await;
     }
+    Err(Error::new(ErrorKind::Busy, format!("{name}: another process serves there")))
 }
