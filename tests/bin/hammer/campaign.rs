@@ -43,6 +43,8 @@ const KEPT_ROUNDS: u64 = 6;
 /// Every so many rounds the pool is checked as the kill has left it.
 const OFFLINE_EVERY: u64 = 3;
 const PIECE: u32 = 1 << 20;
+/// Longest time until the pool of a killed daemon can be opened.
+const RELEASE: Duration = Duration::from_secs(10);
 
 const _: () = assert!(SECTORS.is_multiple_of(WRITERS * BLOCK_SECTORS));
 
@@ -237,13 +239,23 @@ impl<'a> Campaign<'a> {
         left
     }
 
+    /// Checks the pool as the kill has left it. The kernel lets go of it when the last I/O of the
+    /// daemon is over.
     fn check_offline(&mut self) -> Result<(), String> {
         let pool = text(self.system.pool()).to_owned();
-        let done = self.system.cli().output(&["pool", "check", "--offline", &pool]);
-        self.tally.checks += 1;
-        let said = String::from_utf8_lossy(&done.stdout);
-        let why = String::from_utf8_lossy(&done.stderr);
-        done.status.success().then_some(()).ok_or_else(|| format!("check: {said}\n{why}"))
+        let until = Instant::now() + RELEASE;
+        loop {
+            let done = self.system.cli().output(&["pool", "check", "--offline", &pool]);
+            let why = String::from_utf8_lossy(&done.stderr);
+            if done.status.success() {
+                self.tally.checks += 1;
+                return Ok(());
+            }
+            if !why.contains("is in use by another process") || Instant::now() >= until {
+                let said = String::from_utf8_lossy(&done.stdout);
+                return Err(format!("check: {said}\n{why}"));
+            }
+        }
     }
 
     fn verify(&mut self, made: &Made, client: usize) -> Result<(), String> {
