@@ -6,8 +6,6 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use pando_csi::proto::csi::VolumeUsage;
 use pando_csi::proto::csi::volume_capability::access_mode::Mode;
@@ -22,8 +20,6 @@ use tonic::{Code, Status};
 
 const MIB: i64 = 1 << 20;
 const SIZE: i64 = 64 * MIB;
-/// Longest time that a file system may stay frozen in a test.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A daemon and an adapter, if volumes can be mounted here.
 fn start() -> Option<(System, Csi)> {
@@ -419,103 +415,4 @@ fn dead_mounts_give_way_when_the_daemon_was_killed() {
 #[test]
 fn everything_is_staged_again_after_a_reboot() {
     restart("ext4", SIZE, false);
-}
-
-/// Starts the guard of a freeze by itself, as the adapter does.
-fn guard(directory: &Path) -> (std::process::Child, std::os::unix::net::UnixStream) {
-    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().expect("sockets");
-    let mut command = Command::new(pando_tests::system::programs().join("pando-csi"));
-    command.arg("freeze-guard").stdin(File::open(directory).expect("a directory"));
-    let theirs = std::os::fd::OwnedFd::from(theirs);
-    let child = command.stdout(Stdio::from(theirs)).spawn().expect("the guard starts");
-    let mut said = [0];
-    ours.read_exact(&mut said).expect("the guard speaks");
-    assert_eq!(&said, b"F", "frozen");
-    (child, ours)
-}
-
-/// Writes a file in another thread; whether it was possible is known after a while.
-fn writes(directory: &Path) -> std::thread::JoinHandle<()> {
-    let path = directory.join("file");
-    std::thread::spawn(move || write_durably(&path, b"content"))
-}
-
-/// Waits until the write was possible. If it is not, the file system is thawed before the test
-/// fails: a thread that waits for that cannot end otherwise.
-fn finishes(writer: std::thread::JoinHandle<()>, directory: &Path) {
-    let since = Instant::now();
-    while !writer.is_finished() {
-        if since.elapsed() > PATIENCE {
-            output("fsfreeze", &["--unfreeze", text(directory)]);
-            panic!("{}: still frozen after {PATIENCE:?}", directory.display());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    writer.join().expect("written");
-}
-
-#[test]
-fn nobody_leaves_a_file_system_frozen() {
-    let Some((system, mut csi)) = start() else { return };
-    let id = create(&csi, "frozen", SIZE);
-    let staged = Mounted::up(&csi, &id, "frozen", &mount_of("ext4"));
-    let target = staged.target.clone();
-    let pause = || std::thread::sleep(Duration::from_millis(300));
-
-    // The adapter ends, however: its socket closes.
-    let (mut child, socket) = guard(&target);
-    let writer = writes(&target);
-    pause();
-    assert!(!writer.is_finished(), "frozen");
-    drop(socket);
-    finishes(writer, &target);
-    child.wait().expect("a child ends");
-
-    // Somebody ends the guard: it thaws, and says that it was not asked to.
-    let (mut child, mut socket) = guard(&target);
-    run("kill", &["-TERM", &child.id().to_string()]);
-    let mut said = [0];
-    socket.read_exact(&mut said).expect("the guard speaks");
-    assert_eq!(&said, b"L", "thawed too early");
-    child.wait().expect("a child ends");
-    finishes(writes(&target), &target);
-
-    // Both are killed at once: the next adapter thaws.
-    let (mut child, socket) = guard(&target);
-    label(&system.cli(), "frozen", "csi.pando.dev/frozen=true");
-    child.kill().expect("a child can be killed");
-    child.wait().expect("a child ends");
-    drop(socket);
-    let writer = writes(&target);
-    pause();
-    assert!(!writer.is_finished(), "frozen");
-    csi.kill();
-    csi.spawn();
-    finishes(writer, &target);
-    let volume = system.cli().json(&["volume", "show", &pool_name("frozen")]);
-    assert!(!volume["labels"].to_string().contains("frozen\":"), "{volume}");
-}
-
-#[test]
-fn a_frozen_source_gives_a_clean_copy() {
-    let Some((_system, csi)) = start() else { return };
-    let capability = mount_of("ext4");
-    let mut wanted = request("source", SIZE, &capability);
-    wanted.parameters.insert("freeze".to_owned(), "true".to_owned());
-    let id = csi.create(wanted).expect("a volume").volume_id;
-    let source = Mounted::up(&csi, &id, "source", &capability);
-    for round in 0..3 {
-        // Only in memory until it is frozen.
-        std::fs::write(source.target.join(format!("file-{round}")), vec![1; 100_000])
-            .expect("a file");
-        let mut wanted = request(&format!("clone-{round}"), SIZE, &capability);
-        wanted.volume_content_source = from_volume(&id);
-        let clone = csi.create(wanted).expect("a clone").volume_id;
-        let clone = Mounted::up(&csi, &clone, &format!("clone-{round}"), &capability);
-        let copied = std::fs::read(clone.target.join(format!("file-{round}"))).expect("a file");
-        assert_eq!(copied, vec![1; 100_000]);
-        clone.down();
-    }
-    write_durably(&source.target.join("after"), b"thawed");
-    source.down();
 }

@@ -72,21 +72,35 @@ impl GroupService {
         })
     }
 
-    /// The volumes to take snapshots of, by their numbers, and the devices to freeze meanwhile.
+    /// The members of the group that a call of this name has made before. If one of them is
+    /// unproven, none was told of the group, and all of it is deleted: the mark goes last.
+    async fn made(&self, name: &str) -> Result<Vec<v1::Volume>, Status> {
+        let mut members = self.members(labels::GROUP, name.to_owned()).await?;
+        if !members.iter().any(frozen::unproven) {
+            return Ok(members);
+        }
+        members.sort_by_key(frozen::unproven);
+        for member in members {
+            self.adapter.daemon.delete(member.id).await?;
+        }
+        Ok(Vec::new())
+    }
+
+    /// The volumes to take snapshots of, by their numbers, and those to freeze meanwhile.
     async fn sources(
         &self,
         pool: &PoolId,
         ids: &BTreeSet<String>,
         freeze: bool,
-    ) -> Result<(BTreeSet<u64>, Vec<v1::Attachment>), Status> {
+    ) -> Result<(BTreeSet<u64>, Vec<u64>), Status> {
         let mut numbers = BTreeSet::new();
-        let mut devices = Vec::new();
+        let mut to_freeze = Vec::new();
         for id in ids {
             match self.adapter.find_volume(pool, id).await? {
-                Found::Here(volume, attachment) => {
+                Found::Here(volume, _) => {
                     numbers.insert(volume.id);
                     if freeze || frozen::wanted(&volume) {
-                        devices.extend(attachment.map(|attachment| *attachment));
+                        to_freeze.push(volume.id);
                     }
                 }
                 Found::Elsewhere => {
@@ -99,7 +113,7 @@ impl GroupService {
                 }
             }
         }
-        Ok((numbers, devices))
+        Ok((numbers, to_freeze))
     }
 }
 
@@ -160,7 +174,7 @@ impl GroupController for GroupService {
         let freeze = parameters::snapshot(&request.parameters)?;
         let _lock = self.adapter.locks.lock(format!("group {:?}", request.name))?;
         let pool = self.adapter.pool_id().await?;
-        let old = self.members(labels::GROUP, request.name.clone()).await?;
+        let old = self.made(&request.name).await?;
         if !old.is_empty() {
             let numbers = wanted.iter().map(|id| ids::parse(id).filter(|id| id.pool == pool));
             let numbers: BTreeSet<_> = numbers.map(|id| id.map(|id| id.number)).collect();
@@ -173,19 +187,17 @@ impl GroupController for GroupService {
             let group_snapshot = Some(self.shown(&pool, &old)?);
             return Ok(Response::new(CreateVolumeGroupSnapshotResponse { group_snapshot }));
         }
-        let (sources, devices) = self.sources(&pool, &wanted, freeze).await?;
+        let (sources, to_freeze) = self.sources(&pool, &wanted, freeze).await?;
         let number = uuid::Uuid::new_v4().as_u64_pair().1;
         let labels = BTreeMap::from([
             (labels::GROUP.to_owned(), request.name.clone()),
             (labels::GROUP_ID.to_owned(), number.to_string()),
         ]);
-        let names: Vec<_> = sources.iter().map(|n| ids::member_name(&request.name, *n)).collect();
-        let requests = sources.iter().zip(&names).map(|(source, name)| v1::CreateVolumeRequest {
+        let requests = sources.iter().map(|source| v1::CreateVolumeRequest {
             labels: labels.clone(),
-            ..snapshots::request(name.clone(), *source)
+            ..snapshots::request(ids::member_name(&request.name, *source), *source)
         });
-        let work = Box::pin(self.adapter.daemon.create_group(requests.collect()));
-        let members = frozen::make(&self.adapter, &devices, &names, work).await?;
+        let members = frozen::make(&self.adapter, &to_freeze, requests.collect()).await?;
         info!(group = request.name, members = members.len(), "group of snapshots made");
         let group_snapshot = Some(self.shown(&pool, &members)?);
         Ok(Response::new(CreateVolumeGroupSnapshotResponse { group_snapshot }))

@@ -31,6 +31,9 @@ pub const IDENTITY: &str = "csi.pando.dev/identity";
 pub const FORMATTING: &str = "csi.pando.dev/formatting";
 /// [`TRUE`]: the node froze its file system and has not thawed it yet.
 pub const FROZEN: &str = "csi.pando.dev/frozen";
+/// [`TRUE`]: a copy that is to be clean, of which nobody knows yet whether it is. A call that comes
+/// again deletes it and makes another.
+pub const UNPROVEN: &str = "csi.pando.dev/unproven";
 
 /// Value of [`ACCESS`]: a file system is mounted from it.
 pub const ACCESS_MOUNT: &str = "mount";

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use crate::adapter::{Adapter, Found};
 use crate::controller::{frozen, page, parameters, signed};
-use crate::daemon::{by_name, by_number};
+use crate::daemon::by_number;
 use crate::ids::{self, PoolId};
 use crate::labels;
 use crate::proto::csi::{
@@ -40,7 +40,7 @@ pub(super) async fn create(
     let name = ids::snapshot_name(&request.name);
     let _lock = adapter.locks.lock(&name)?;
     let pool = adapter.pool_id().await?;
-    if let Some((snapshot, _)) = adapter.daemon.find(by_name(&name)).await? {
+    if let Some(snapshot) = frozen::made(adapter, &name).await? {
         let source = ids::parse(&request.source_volume_id).filter(|id| id.pool == pool);
         // A snapshot is of a volume, so a request about nothing is none that made it.
         if ids::is_snapshot(&snapshot) && source.map(|id| id.number) == snapshot.source_id {
@@ -49,11 +49,9 @@ pub(super) async fn create(
         return Err(Status::already_exists(format!("snapshot {name}: it is of another volume")));
     }
     let snapshot = match adapter.find_volume(&pool, &request.source_volume_id).await? {
-        Found::Here(volume, attachment) => {
-            let attachment = attachment.filter(|_| freeze || frozen::wanted(&volume));
-            let devices: Vec<_> = attachment.map(|attachment| *attachment).into_iter().collect();
-            let work = adapter.daemon.create(self::request(name.clone(), volume.id));
-            frozen::make(adapter, &devices, &[name], Box::pin(work)).await?
+        Found::Here(volume, _) => {
+            let source = (freeze || frozen::wanted(&volume)).then_some(volume.id);
+            frozen::make_one(adapter, source, self::request(name, volume.id)).await?
         }
         Found::Elsewhere | Found::Nowhere => {
             return Err(Status::not_found(format!(
@@ -150,7 +148,8 @@ pub(super) async fn list(
         let matches = |found: &v1::Volume| source.is_none() || source == found.source_id;
         (found.into_iter().filter(matches).collect(), String::new())
     };
-    let entries = snapshots.iter().map(|snapshot| list_snapshots_response::Entry {
+    let taken = snapshots.iter().filter(|snapshot| !frozen::unproven(snapshot));
+    let entries = taken.map(|snapshot| list_snapshots_response::Entry {
         snapshot: Some(shown(adapter, &pool, snapshot)),
     });
     Ok(ListSnapshotsResponse { entries: entries.collect(), next_token })

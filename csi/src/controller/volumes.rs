@@ -14,7 +14,7 @@ use crate::adapter::{Adapter, Found};
 use crate::controller::parameters::{Limits, Parameters};
 use crate::controller::requirement::{self, Capacity};
 use crate::controller::{frozen, page, same_request, signed};
-use crate::daemon::{by_name, by_number};
+use crate::daemon::by_number;
 use crate::ids::{self, PoolId};
 use crate::labels;
 use crate::proto::csi::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
@@ -32,7 +32,6 @@ use crate::validate::{self, SIZES};
 /// What a new volume is to share its blocks with.
 struct Origin {
     volume: Box<v1::Volume>,
-    device: Option<v1::Attachment>,
     /// Value of the label that says what it is.
     kind: &'static str,
 }
@@ -115,7 +114,7 @@ pub(super) async fn create(
     let _lock = adapter.locks.lock(&wanted.name)?;
     let pool = adapter.pool_id().await?;
     let fits = requirement::fits(requirement.as_ref(), &adapter.topology());
-    if let Some((volume, _)) = adapter.daemon.find(by_name(&wanted.name)).await? {
+    if let Some(volume) = frozen::made(adapter, &wanted.name).await? {
         if fits && ids::is_volume(&volume) && wanted.made(&pool, &volume) {
             return Ok(CreateVolumeResponse { volume: Some(shown(adapter, &pool, &volume)) });
         }
@@ -153,9 +152,7 @@ async fn origin(
     };
     let id = wanted.source_id().unwrap_or_default();
     match found {
-        Found::Here(volume, attachment) => {
-            Ok(Some(Origin { volume, device: attachment.map(|a| *a), kind }))
-        }
+        Found::Here(volume, _) => Ok(Some(Origin { volume, kind })),
         // With this code the provisioner lets the scheduler choose another node.
         Found::Elsewhere => Err(Status::resource_exhausted(format!(
             "source {kind} {id:?} is on another node than {}",
@@ -199,11 +196,12 @@ async fn make(
         labels: wanted.labels.clone(),
         ..v1::CreateVolumeRequest::default()
     };
-    let freeze = |origin: &Origin| wanted.parameters.freeze || frozen::wanted(&origin.volume);
-    let devices: Vec<_> =
-        origin.filter(freeze).and_then(|origin| origin.device).into_iter().collect();
-    let names = [wanted.name.clone()];
-    frozen::make(adapter, &devices, &names, Box::pin(adapter.daemon.create(request))).await
+    // A snapshot does not change, so there is nothing to freeze.
+    let freeze = |volume: &v1::Volume| {
+        !volume.snapshot && (wanted.parameters.freeze || frozen::wanted(volume))
+    };
+    let source = origin.map(|origin| origin.volume).filter(|volume| freeze(volume));
+    frozen::make_one(adapter, source.map(|volume| volume.id), request).await
 }
 
 /// A volume as CSI shows it.
@@ -288,7 +286,8 @@ pub(super) async fn list(
     };
     let max = page(request.max_entries)?;
     let (volumes, next_token) = adapter.list(query, max, request.starting_token).await?;
-    let entries = volumes.iter().map(|volume| list_volumes_response::Entry {
+    let made = volumes.iter().filter(|volume| !frozen::unproven(volume));
+    let entries = made.map(|volume| list_volumes_response::Entry {
         volume: Some(shown(adapter, &pool, volume)),
         status: None,
     });

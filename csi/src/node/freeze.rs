@@ -11,6 +11,7 @@
 //!  the clone                     waits: end of the socket, a signal, or the limit
 //!    |------ end of socket --->  FITHAW
 //!    |<----- T, or L: late ----
+//!    |                           ends; if it was killed, the adapter thaws
 //!  label off
 //! ```
 //!
@@ -77,9 +78,15 @@ pub(crate) async fn frozen<T>(
     let _one = adapter.locks.lock(key(volume))?;
     let Some(root) = blocking(move || mounted_root(&device)).await? else { return Ok(work.await) };
     set_label(adapter, volume, labels::FROZEN, labels::TRUE).await?;
-    let result = guarded(root, work).await;
-    // The file system is thawed, or soon will be: the guard sees to it. If this fails, the next
-    // start of an adapter finds nothing frozen.
+    let (result, thawed) = guarded(root, work).await;
+    if !thawed {
+        tracing::warn!(
+            volume,
+            "a freeze does not end; the next start of the adapter looks after it"
+        );
+        return result;
+    }
+    // If this fails, the next start of an adapter finds nothing frozen.
     if let Err(why) = set_label(adapter, volume, labels::FROZEN, "").await {
         tracing::warn!(volume, why = why.message(), "a volume keeps the label of being frozen");
     }
@@ -108,20 +115,53 @@ fn mounted_root(device: &Device) -> Result<Option<OwnedFd>, Status> {
     if here == mount.id { Ok(Some(root)) } else { Err(failed(&"its mount is covered by another")) }
 }
 
-/// Runs `work` while a guard holds the file system frozen.
-async fn guarded<T>(root: OwnedFd, work: impl Future<Output = T>) -> Result<T, Status> {
-    let failed = |error: io::Error| Status::internal(format!("freeze: {error}"));
-    let (mut guard, mut socket) = start(root).map_err(failed)?;
+/// Runs `work` while a guard holds the file system frozen. Returns as well whether nothing is
+/// left frozen.
+async fn guarded<T>(root: OwnedFd, work: impl Future<Output = T>) -> (Result<T, Status>, bool) {
+    let started = root.try_clone().and_then(start);
+    let (mut guard, mut socket) = match started {
+        Ok(started) => started,
+        Err(error) => return (Err(failed(&error)), true),
+    };
+    let result = while_frozen(&mut socket, work).await;
+    drop(socket);
+    let thawed = match timeout(GUARD_LIMIT, guard.wait()).await {
+        Ok(Ok(ended)) if ended.success() => true,
+        // The kernel is still freezing; the guard thaws after that.
+        Err(_) => false,
+        Ok(_) => blocking(move || Ok(thaw(&root))).await.is_ok_and(|thawed| thawed.is_ok()),
+    };
+    (result, thawed)
+}
+
+fn failed(error: &io::Error) -> Status {
+    Status::internal(format!("freeze: {error}"))
+}
+
+/// Lets changes go on, if they are held back.
+fn thaw(root: &OwnedFd) -> rustix::io::Result<()> {
+    match super::sys::thaw(root) {
+        Err(Errno::INVAL) => Ok(()),
+        thawed => thawed,
+    }
+}
+
+/// Runs `work` as soon as the guard says that the file system is frozen.
+async fn while_frozen<T>(
+    socket: &mut UnixStream,
+    work: impl Future<Output = T>,
+) -> Result<T, Status> {
     match timeout(FREEZE_LIMIT, socket.read_u8()).await {
         Ok(Ok(FROZEN)) => {}
         Ok(Ok(REFUSED)) => {
-            let errno = Errno::from_raw_os_error(socket.read_i32().await.map_err(failed)?);
+            let errno =
+                Errno::from_raw_os_error(socket.read_i32().await.map_err(|error| failed(&error))?);
             let text = format!("the file system cannot be frozen: {errno}");
             let busy = errno == Errno::BUSY;
             return Err(if busy { Status::aborted(text) } else { Status::internal(text) });
         }
         Ok(answer) => {
-            return Err(Status::internal(format!("the guard of a freeze has ended: {answer:?}")));
+            return Err(Status::unavailable(format!("the guard of a freeze ended: {answer:?}")));
         }
         Err(_) => {
             let seconds = FREEZE_LIMIT.as_secs();
@@ -130,10 +170,8 @@ async fn guarded<T>(root: OwnedFd, work: impl Future<Output = T>) -> Result<T, S
         }
     }
     let result = timeout(WORK_LIMIT, work).await;
-    socket.shutdown().await.map_err(failed)?;
+    socket.shutdown().await.map_err(|error| failed(&error))?;
     let kept = timeout(GUARD_LIMIT, socket.read_u8()).await;
-    drop(socket);
-    guard.wait().await.map_err(failed)?;
     match (result, kept) {
         (Ok(result), Ok(Ok(THAWED))) => Ok(result),
         _ => Err(Status::unavailable("the file system did not stay frozen long enough")),
@@ -174,8 +212,10 @@ async fn keep_frozen() -> io::Result<()> {
         .into_iter()
         .collect::<io::Result<Vec<_>>>()?;
     if let Err(errno) = super::sys::freeze(&root) {
-        socket.write_u8(REFUSED).await?;
-        return socket.write_i32(errno.raw_os_error()).await;
+        // Nothing of ours is frozen, whether anybody hears it or not.
+        let [a, b, c, d] = errno.raw_os_error().to_be_bytes();
+        let _told = socket.write_all(&[REFUSED, a, b, c, d]).await;
+        return Ok(());
     }
     // Whether anybody listens is seen when reading.
     let _told = socket.write_u8(FROZEN).await;
@@ -189,7 +229,8 @@ async fn keep_frozen() -> io::Result<()> {
     };
     let thawed = super::sys::thaw(&root);
     let answer = if in_time && thawed.is_ok() { THAWED } else { LATE };
-    socket.write_u8(answer).await
+    let _told = socket.write_u8(answer).await;
+    Ok(thawed?)
 }
 
 /// Thaws what an adapter that was killed together with its guard has left frozen. Called at the
@@ -215,7 +256,7 @@ async fn thaw_labelled(adapter: &Adapter) -> Result<(), Status> {
             let device = live.iter().find(|attachment| attachment.volume_id == volume.id);
             if let Some(device) = device.and_then(|found| Device::verify(found, volume.id).ok()) {
                 let root = blocking(move || mounted_root(&device)).await?;
-                let thawed = root.map(|root| super::sys::thaw(&root));
+                let thawed = root.as_ref().map(thaw);
                 tracing::warn!(volume = volume.name, ?thawed, "thaws what was left frozen");
             }
             set_label(adapter, volume.id, labels::FROZEN, "").await?;

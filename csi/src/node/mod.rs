@@ -52,6 +52,7 @@ use crate::validate::required;
 
 use publish::Publication;
 use request::Access;
+pub(crate) use stage::set_label;
 
 /// What the service can do.
 const CAPABILITIES: [Rpc; 4] =

@@ -217,7 +217,7 @@ async fn make(
 }
 
 /// Sets one label of a volume.
-pub(super) async fn set_label(
+pub(crate) async fn set_label(
     adapter: &Adapter,
     volume: u64,
     key: &str,
