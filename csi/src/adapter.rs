@@ -15,6 +15,8 @@ use crate::proto::csi::Topology;
 
 /// Entries that one answer of the daemon has.
 const STEP: u32 = 512;
+/// Bytes of a token: the longest name in a pool.
+const TOKEN_BYTES_MAX: usize = 253;
 
 /// The parts that all services stand on.
 pub(crate) struct Adapter {
@@ -114,8 +116,9 @@ impl Adapter {
         max: u32,
         token: String,
     ) -> Result<(Vec<v1::Volume>, String), Status> {
-        if !token.is_empty() && !token.starts_with(ids::ANY_PREFIX) {
-            return Err(Status::aborted(format!("{token:?} is no token of this list")));
+        let possible = token.starts_with(ids::ANY_PREFIX) && token.len() <= TOKEN_BYTES_MAX;
+        if !token.is_empty() && !possible {
+            return Err(Status::aborted("starting_token is no token of this list"));
         }
         let mut volumes = Vec::new();
         let mut left = max;

@@ -11,6 +11,8 @@ use tonic::Status;
 pub(crate) const TEXT_BYTES_MAX: usize = 128;
 /// Bytes of a map in a request, keys and values together.
 const MAP_BYTES_MAX: usize = 4096;
+/// Bytes of a list of texts in a request.
+const LIST_BYTES_MAX: usize = 4096;
 /// Sizes that a volume can have: 4 KiB to 64 TiB.
 pub(crate) const SIZES: RangeInclusive<u64> = 4096..=64 << 40;
 /// Sizes are multiples of this: the smallest sector.
@@ -67,6 +69,20 @@ pub(crate) fn map(field: &str, map: &BTreeMap<String, String>) -> Result<(), Sta
     Ok(())
 }
 
+/// Checks the size of a list of texts.
+///
+/// # Errors
+/// INVALID_ARGUMENT, naming the field.
+pub(crate) fn list(field: &str, texts: &[String]) -> Result<(), Status> {
+    let bytes: usize = texts.iter().map(String::len).sum();
+    if bytes > LIST_BYTES_MAX {
+        return Err(Status::invalid_argument(format!(
+            "{field} has {bytes} bytes, at most {LIST_BYTES_MAX} are possible"
+        )));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,5 +98,7 @@ mod tests {
         let pair = |bytes: usize| BTreeMap::from([("k".to_owned(), "v".repeat(bytes))]);
         map("parameters", &pair(4095)).unwrap();
         assert!(map("parameters", &pair(4096)).is_err());
+        list("flags", &["f".repeat(4095), "f".to_owned()]).unwrap();
+        assert!(list("flags", &["f".repeat(4095), "fg".to_owned()]).is_err());
     }
 }

@@ -30,6 +30,7 @@ pub(super) fn usage(capabilities: &[VolumeCapability]) -> Result<Option<String>,
             Some(AccessType::Block(_)) => None,
             Some(AccessType::Mount(mount)) => {
                 validate::optional("fs_type", &mount.fs_type)?;
+                validate::list("mount_flags", &mount.mount_flags)?;
                 Some(mount.fs_type.clone())
             }
         };

@@ -146,6 +146,7 @@ impl Node for NodeService {
         let request = request.into_inner();
         required("volume_id", &request.volume_id)?;
         request::path("target_path", &request.target_path)?;
+        request::short_path("staging_target_path", &request.staging_target_path)?;
         let publication = Publication {
             staging: request.staging_target_path,
             target: request.target_path,

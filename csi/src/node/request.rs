@@ -5,6 +5,10 @@ use tonic::Status;
 use crate::proto::csi::VolumeCapability;
 use crate::proto::csi::volume_capability::AccessType;
 use crate::proto::csi::volume_capability::access_mode::Mode;
+use crate::validate;
+
+/// Bytes of a path: the kernel takes no longer one.
+const PATH_BYTES_MAX: usize = 4096;
 
 /// How a volume is to be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +48,8 @@ impl Access {
                     let text = "volume_mount_group: this driver lacks VOLUME_MOUNT_GROUP";
                     return Err(Status::invalid_argument(text));
                 }
+                validate::optional("fs_type", &mount.fs_type)?;
+                validate::list("mount_flags", &mount.mount_flags)?;
                 Ok(Self::Mount { fs_type: mount.fs_type, flags: mount.mount_flags, mode })
             }
             None => Err(missing("volume_capability.access_type")),
@@ -75,6 +81,18 @@ impl Access {
 pub(crate) fn path(field: &str, path: &str) -> Result<(), Status> {
     if path.is_empty() {
         return Err(Status::invalid_argument(format!("{field} is missing")));
+    }
+    short_path(field, path)
+}
+
+/// Checks that a path, which may be empty, is none that no kernel takes and no answer can show.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, naming the field.
+pub(crate) fn short_path(field: &str, path: &str) -> Result<(), Status> {
+    if path.len() > PATH_BYTES_MAX {
+        let text = format!("{field} is longer than {PATH_BYTES_MAX} bytes");
+        return Err(Status::invalid_argument(text));
     }
     Ok(())
 }
