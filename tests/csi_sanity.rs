@@ -22,8 +22,10 @@ const SWITCHED_OFF: usize = 1;
 const PASSED_MIN: usize = 85;
 
 /// Growing an ext4 that is mounted takes CAP_SYS_RESOURCE, which not every machine for tests gives to
-/// its root; xfs takes only what mounting takes.
-const PARAMETERS: &str = "deviceKind: loop\nfsType: xfs\n";
+/// its root; xfs and btrfs take only what mounting takes.
+const XFS: &str = "deviceKind: loop\nfsType: xfs\n";
+const BTRFS: &str = "deviceKind: loop\nfsType: btrfs\n";
+const BLOCK: &str = "deviceKind: loop\n";
 const MUTABLE: &str = "iopsLimit: \"100000\"\ngrowthLimit: 20Gi\n";
 const SNAPSHOT: &str = "freeze: \"true\"\n";
 
@@ -62,7 +64,7 @@ impl Report {
     }
 }
 
-fn sanity(access_type: &str) {
+fn sanity(access_type: &str, parameters: &str) {
     if !tools::present(&["csi-sanity"]) || !can_mount() {
         return;
     }
@@ -78,7 +80,7 @@ fn sanity(access_type: &str) {
         format!("--csi.mountdir={}", path("target")),
         format!("--csi.stagingdir={}", path("staging")),
         format!("--csi.testvolumeaccesstype={access_type}"),
-        format!("--csi.testvolumeparameters={}", file("parameters.yaml", PARAMETERS)),
+        format!("--csi.testvolumeparameters={}", file("parameters.yaml", parameters)),
         format!("--csi.testvolumemutableparameters={}", file("mutable.yaml", MUTABLE)),
         format!("--csi.testsnapshotparameters={}", file("snapshot.yaml", SNAPSHOT)),
         format!("--ginkgo.json-report={}", path("report.json")),
@@ -102,11 +104,16 @@ fn sanity(access_type: &str) {
 }
 
 #[test]
-fn volumes_with_file_systems() {
-    sanity("mount");
+fn volumes_with_xfs() {
+    sanity("mount", XFS);
+}
+
+#[test]
+fn volumes_with_btrfs() {
+    sanity("mount", BTRFS);
 }
 
 #[test]
 fn block_volumes() {
-    sanity("block");
+    sanity("block", BLOCK);
 }
