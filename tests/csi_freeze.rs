@@ -494,8 +494,9 @@ fn slow_freeze(
     (system, csi): (&System, &Csi),
     (id, target): (&str, &Path),
 ) -> JoinHandleOf<csi::CreateVolumeResponse> {
-    std::fs::write(target.join("large"), vec![1; 30 << 20]).expect("a file");
-    throttle(&system.cli(), "csi-vol-source", "256KiB");
+    // In this order, for else the kernel may have written the file before the disk is slow.
+    throttle(&system.cli(), "csi-vol-source", "64KiB");
+    std::fs::write(target.join("large"), vec![1; 4 << 20]).expect("a file");
     let (mut controller, wanted) = (csi.controller(), clone_of("clone", "ext4", id));
     csi.begin(async move { Ok(controller.create_volume(wanted).await?.into_inner()) })
 }
