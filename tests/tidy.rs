@@ -18,7 +18,7 @@ const LEFTOVERS: [(&str, &str); 4] =
     [("FIX", "ME"), ("to", "do!("), ("unimple", "mented!("), ("#[ig", "nore")];
 /// The layers of the engine, from the bottom. A module names only lower layers, and its own.
 const LAYERS: [&[&str]; 9] = [
-    &["units", "limits", "error", "crc"],
+    &["units", "limits", "error", "crc", "sync"],
     &["format", "disk", "device"],
     &["map", "space"],
     &["state"],
@@ -163,6 +163,20 @@ fn layers_only_point_down() {
     }
     report(&breaches);
     assert_eq!(upward.len(), UPWARD.len(), "an exception that is no more: remove it");
+}
+
+/// What shards share can be put under a scheduler that chooses who goes on.
+#[test]
+fn locks_come_from_one_place() {
+    let mut breaches = String::new();
+    for (name, text) in files() {
+        let Some(inside) = name.strip_prefix("engine/src/") else { continue };
+        let above = ["daemon/", "export/", "bin/", "sync.rs"].iter().any(|a| inside.starts_with(a));
+        if !above && code(&text).any(|line| line.contains("parking_lot")) {
+            writeln!(breaches, "{name}: take the lock from crate::sync").expect("text grows");
+        }
+    }
+    report(&breaches);
 }
 
 #[test]

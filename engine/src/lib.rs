@@ -9,7 +9,7 @@
 //!          state/    catalogue, apply(): the one door
 //!          map/      B+tree of extents          space/   groups, reference counts, checksums
 //!          format/   bytes                      disk/    io_uring, simulated
-//!          units, limits, error, crc
+//!          units, limits, error, crc, sync
 //! ```
 //!
 //! Arrows only point down; `tests/tidy.rs` enforces it. The layout on disk is `docs/FORMAT.md`.
@@ -30,6 +30,7 @@ pub mod pool;
 pub mod shard;
 pub mod space;
 pub mod state;
+pub mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod units;

@@ -18,12 +18,12 @@ use std::task::Poll;
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::disk::executor::{Executor, spawn_local};
 use crate::disk::reactor::ReactorDriver;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::Mutex;
 
 /// Pieces of work in a mailbox at most; more wait at the sender.
 const MAILBOX_MAX: usize = 1024;

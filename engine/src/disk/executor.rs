@@ -24,15 +24,15 @@ use std::hint;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use slab::Slab;
 
 use super::LocalFuture;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::thread::{self, ThreadId};
+use crate::sync::{Mutex, thread_local};
 
 /// Wakes a thread that is blocked in [`Driver::park`].
 pub trait Unpark: Send + Sync {

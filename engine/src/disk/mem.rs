@@ -8,11 +8,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::clock::{blocking_sleep, real_now};
 use super::{Buf, Clock, Disk, HeapRing, LocalFuture, RingMemory};
 use crate::error::{Error, Result};
+use crate::sync::Mutex;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, to_usize};
 
 /// Blocks that get their memory together, when the first of them is written.

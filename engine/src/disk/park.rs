@@ -1,26 +1,21 @@
 //! A driver for executors whose tasks do no I/O of their own: it only sleeps until it is woken.
 
 use std::sync::Arc;
-use std::thread::{self, Thread};
 
 use super::executor::{Driver, Parked, Unpark};
+use crate::sync::{Parker, Unparker};
 
-/// Sleeps in `std::thread::park`. For the thread that made it.
+/// Sleeps until somebody unparks. For the thread that made it.
+#[derive(Default)]
 pub struct ThreadDriver {
-    thread: Thread,
+    parker: Parker,
 }
 
 impl ThreadDriver {
     /// A driver for the calling thread.
     #[must_use]
     pub fn new() -> Self {
-        Self { thread: thread::current() }
-    }
-}
-
-impl Default for ThreadDriver {
-    fn default() -> Self {
-        Self::new()
+        Self::default()
     }
 }
 
@@ -28,19 +23,17 @@ impl Driver for ThreadDriver {
     fn poll(&mut self) {}
 
     fn park(&mut self) -> Parked {
-        thread::park();
+        self.parker.park();
         Parked::Awake
     }
 
     fn unparker(&self) -> Arc<dyn Unpark> {
-        Arc::new(ThreadUnparker(self.thread.clone()))
+        Arc::new(self.parker.unparker())
     }
 }
 
-struct ThreadUnparker(Thread);
-
-impl Unpark for ThreadUnparker {
+impl Unpark for Unparker {
     fn unpark(&self) {
-        self.0.unpark();
+        Self::unpark(self);
     }
 }

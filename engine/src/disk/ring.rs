@@ -11,8 +11,9 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::sync::Mutex;
 
 /// Whose records a memory holds, and which part of the log.
 #[derive(

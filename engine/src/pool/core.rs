@@ -12,9 +12,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::throttle::Throttle;
@@ -25,6 +23,8 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::Journal;
 use crate::state::State;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Counter, Mutex, MutexGuard};
 use crate::units::{Generation, Seqno, VolumeId};
 
 /// How a pool is opened.
@@ -74,34 +74,34 @@ pub(crate) struct Inner {
 #[derive(Default)]
 pub(crate) struct Counters {
     /// Reads, and the others as in [`PoolCounters`].
-    pub reads: AtomicU64,
+    pub reads: Counter,
     /// Bytes read.
-    pub read_bytes: AtomicU64,
+    pub read_bytes: Counter,
     /// Writes.
-    pub writes: AtomicU64,
+    pub writes: Counter,
     /// Bytes written by users.
-    pub written_bytes: AtomicU64,
+    pub written_bytes: Counter,
     /// Bytes of data written to the device.
-    pub data_bytes: AtomicU64,
+    pub data_bytes: Counter,
     /// Bytes of nodes, tables, catalogue and superblocks written to the device.
-    pub metadata_bytes: AtomicU64,
+    pub metadata_bytes: Counter,
     /// Flushes by users.
-    pub flushes: AtomicU64,
+    pub flushes: Counter,
     /// Syncs of the device.
-    pub syncs: AtomicU64,
+    pub syncs: Counter,
     /// Checkpoints.
-    pub checkpoints: AtomicU64,
+    pub checkpoints: Counter,
     /// Writes refused for lack of space.
-    pub no_space: AtomicU64,
+    pub no_space: Counter,
     /// Damaged data blocks met.
-    pub checksum_errors: AtomicU64,
+    pub checksum_errors: Counter,
     /// Nodes and table pages read.
-    pub metadata_reads: AtomicU64,
+    pub metadata_reads: Counter,
 }
 
 /// Adds to a counter.
-pub(crate) fn count(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
+pub(crate) fn count(counter: &Counter, by: u64) {
+    counter.add(by);
 }
 
 /// Shared state of an open pool.
@@ -189,22 +189,21 @@ impl Core {
     }
 
     pub(crate) fn snapshot_counters(&self, journal_bytes: u64) -> PoolCounters {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let c = &self.counters;
         PoolCounters {
-            reads: get(&c.reads),
-            read_bytes: get(&c.read_bytes),
-            writes: get(&c.writes),
-            written_bytes: get(&c.written_bytes),
-            data_bytes: get(&c.data_bytes),
-            metadata_bytes: get(&c.metadata_bytes),
+            reads: c.reads.get(),
+            read_bytes: c.read_bytes.get(),
+            writes: c.writes.get(),
+            written_bytes: c.written_bytes.get(),
+            data_bytes: c.data_bytes.get(),
+            metadata_bytes: c.metadata_bytes.get(),
             journal_bytes,
-            flushes: get(&c.flushes),
-            syncs: get(&c.syncs),
-            checkpoints: get(&c.checkpoints),
-            no_space: get(&c.no_space),
-            checksum_errors: get(&c.checksum_errors),
-            metadata_reads: get(&c.metadata_reads),
+            flushes: c.flushes.get(),
+            syncs: c.syncs.get(),
+            checkpoints: c.checkpoints.get(),
+            no_space: c.no_space.get(),
+            checksum_errors: c.checksum_errors.get(),
+            metadata_reads: c.metadata_reads.get(),
         }
     }
 }

@@ -3,13 +3,13 @@
 //! it, on any handle.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::core::{Core, Pool, count};
 use crate::disk::executor::spawn_local;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::Position;
 use crate::limits::UNSYNCED_BLOCKS_WANTED;
+use crate::sync::atomic::Ordering;
 use crate::units::{Seqno, to_u64};
 
 /// Ends a sync that was given up halfway (its future was dropped): somebody else may lead.

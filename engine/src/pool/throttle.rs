@@ -14,11 +14,9 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::select;
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::control::no_volume;
@@ -26,6 +24,8 @@ use super::core::Pool;
 use super::types::IoLimits;
 use crate::disk::{Disk, LocalFuture};
 use crate::error::Result;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::VolumeId;
 
 /// What a volume that was idle may do at once, as a time at its rate.

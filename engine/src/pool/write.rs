@@ -21,6 +21,7 @@ use crate::disk::executor::{end_of_turn, spawn_local};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{MapRun, Record};
 use crate::limits::RECORD_BLOCKS_MAX;
+use crate::sync::atomic::Ordering;
 use crate::units::{BLOCK_SIZE, BlockNo, Lba, VolumeId, to_u32, to_u64, to_usize};
 
 /// Blocks that one gathered batch aims at.
@@ -166,7 +167,7 @@ impl Pool {
         }
         let blocks: u64 = writes.iter().map(|(_, len, _)| len).sum();
         count(&self.core.counters.data_bytes, blocks * to_u64(BLOCK_SIZE));
-        count(&self.core.unsynced_blocks, blocks);
+        self.core.unsynced_blocks.fetch_add(blocks, Ordering::Relaxed);
         if let [(start, _, bufs)] = writes.as_mut_slice() {
             return self.disk().write(*start, std::mem::take(bufs)).await;
         }

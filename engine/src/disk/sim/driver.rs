@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use slab::Slab;
 
 use super::cut::{Piece, Stage};
@@ -19,6 +18,7 @@ use super::{SimImage, SimOptions};
 use crate::disk::executor::{Driver, Parked, Unpark};
 use crate::disk::{Buf, Clock, Disk, HeapRing, LocalFuture};
 use crate::error::{Error, Result};
+use crate::sync::Mutex;
 use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
 
 /// A block that readers share with the disk; `None` is zeros.

@@ -30,11 +30,10 @@ mod timer;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::executor::Executor;
 use super::{Disk, HeapRing, RingMemory};
 use crate::error::Result;
+use crate::sync::Mutex;
 
 use cut::{Piece, Stage};
 use driver::{Handle, State};

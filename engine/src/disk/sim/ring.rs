@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::driver::State;
 use crate::disk::{RingMark, RingMemory};
+use crate::sync::Mutex;
 
 /// The memory. Its state is the disk's, which has one.
 pub(super) struct SimRing(pub(super) Arc<Mutex<State>>);

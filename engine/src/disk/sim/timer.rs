@@ -7,9 +7,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::driver::State;
+use crate::sync::Mutex;
 
 /// What each I/O takes, one after another.
 const IO_TIME: Duration = Duration::from_micros(20);
