@@ -13,12 +13,13 @@ use super::cut::{Piece, Stage};
 use super::fault::{Effect, FaultOp, Faults};
 use super::image::{ALL_SECTORS, Bytes, Image};
 use super::rng::Rng;
+use super::served::Served;
 use super::timer::{Sleep, Timers};
 use super::{SimImage, SimOptions};
 use crate::disk::executor::{Driver, Parked, Unpark};
 use crate::disk::{Buf, Clock, Disk, HeapRing, LocalFuture};
 use crate::error::{Error, Result};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Parker};
 use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
 
 /// A block that readers share with the disk; `None` is zeros.
@@ -77,6 +78,7 @@ pub(super) struct State {
     pub(super) faults: Faults,
     pub(super) trace: u64,
     pub(super) timers: Timers,
+    pub(super) served: Served,
 }
 
 impl State {
@@ -99,6 +101,7 @@ impl State {
             faults: Faults::default(),
             trace: 0,
             timers: Timers::default(),
+            served: Served::default(),
         }
     }
 
@@ -124,6 +127,7 @@ impl State {
     fn event(&mut self) -> bool {
         if self.cut_at == Some(self.events) {
             self.halted = true;
+            self.served.power_failed();
         }
         if !self.halted {
             self.events += 1;
@@ -148,6 +152,7 @@ impl State {
         let effect = self.faults.next(op);
         let key = self.ops.insert(Op { work, effect, progress: Progress::InFlight(None) });
         self.in_flight.push(key);
+        self.served.something_to_do();
         Some(key)
     }
 
@@ -164,17 +169,16 @@ impl State {
         }
     }
 
-    /// Completes one I/O, or lets the power fail; without any, time passes. Returns whom to wake.
-    fn go_on(&mut self) -> Vec<Waker> {
+    /// Completes one I/O, or lets the power fail; without any, time passes. Returns whom to wake;
+    /// `None` if nobody waits for I/O or time.
+    pub(super) fn go_on(&mut self) -> Option<Vec<Waker>> {
         let mut woken = Vec::new();
         if self.in_flight.is_empty() {
-            let leapt = self.timers.leap(&mut woken);
-            assert!(leapt, "deadlock: every task waits, but not for I/O or time");
-        } else {
-            woken.extend(self.complete_one());
-            self.timers.io_completed(&mut woken);
+            return self.timers.leap(&mut woken).then_some(woken);
         }
-        woken
+        woken.extend(self.complete_one());
+        self.timers.io_completed(&mut woken);
+        Some(woken)
     }
 
     fn complete_one(&mut self) -> Option<Waker> {
@@ -450,14 +454,18 @@ impl Disk for Handle {
     }
 }
 
-/// Delivers one completion, or lets time pass, whenever nothing else is to be done.
+/// Delivers one completion, or lets time pass, whenever nothing else is to be done; or sleeps, when
+/// a thread of its own does that (`served.rs`).
 pub struct SimDriver {
     state: Arc<Mutex<State>>,
+    parker: Parker,
 }
 
 impl SimDriver {
-    pub(super) const fn new(state: Arc<Mutex<State>>) -> Self {
-        Self { state }
+    pub(super) fn new(state: Arc<Mutex<State>>) -> Self {
+        let parker = Parker::new();
+        state.lock().served.add_shard(parker.unparker());
+        Self { state, parker }
     }
 }
 
@@ -465,11 +473,18 @@ impl Driver for SimDriver {
     fn poll(&mut self) {}
 
     fn park(&mut self) -> Parked {
-        if self.halted() {
-            return Parked::Halted;
-        }
-        let woken = self.state.lock().go_on();
-        for waker in woken {
+        let woken = {
+            let mut state = self.state.lock();
+            if state.halted {
+                return Parked::Halted;
+            }
+            if state.served.is_on() { None } else { Some(state.go_on()) }
+        };
+        let Some(woken) = woken else {
+            self.parker.park();
+            return if self.halted() { Parked::Halted } else { Parked::Awake };
+        };
+        for waker in woken.expect("deadlock: every task waits, but not for I/O or time") {
             waker.wake();
         }
         Parked::Awake
@@ -480,13 +495,6 @@ impl Driver for SimDriver {
     }
 
     fn unparker(&self) -> Arc<dyn Unpark> {
-        Arc::new(NeverAsleep)
+        Arc::new(self.parker.unparker())
     }
-}
-
-/// The driver never blocks, so there is nothing to end.
-struct NeverAsleep;
-
-impl Unpark for NeverAsleep {
-    fn unpark(&self) {}
 }

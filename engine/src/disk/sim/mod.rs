@@ -1,5 +1,6 @@
 //! A simulated disk with a volatile cache, and the journal's memory beside it, for tests:
-//! everything runs in one thread and comes from a seed.
+//! everything runs in one thread and comes from a seed. Or in several, of which one does the I/O
+//! ([`SimDisk::serve`]).
 //!
 //! ```text
 //!   Disk::write --> in flight --(driver: one at random)--> completed --(awaited)--> delivered
@@ -23,6 +24,7 @@ mod fault;
 mod image;
 mod ring;
 mod rng;
+mod served;
 #[cfg(test)]
 mod tests;
 mod timer;

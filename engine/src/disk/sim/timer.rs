@@ -78,6 +78,7 @@ impl Future for Sleep<'_> {
             return Poll::Ready(());
         }
         state.timers.waiting.insert(self.key, context.waker().clone());
+        state.served.something_to_do();
         Poll::Pending
     }
 }

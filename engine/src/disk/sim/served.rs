@@ -1,0 +1,81 @@
+//! A simulated disk for several threads: one is the device, the others sleep while they wait.
+//!
+//! ```text
+//!  shard: Disk::write, sync, ...  --> in flight --(device: one at random)--> wake the task, unpark
+//!         SimDriver::park: sleeps                  nothing in flight: sleeps
+//! ```
+//! The device does its work whenever its thread runs, so an I/O can complete at any moment of any
+//! shard. When the power fails everybody is woken, and every executor stops.
+
+use super::SimDisk;
+use crate::sync::{Parker, Unparker};
+
+/// Who sleeps.
+#[derive(Default)]
+pub(super) struct Served {
+    on: bool,
+    /// The thread of the device, once it runs.
+    device: Option<Unparker>,
+    /// Every thread with a driver.
+    shards: Vec<Unparker>,
+}
+
+impl Served {
+    pub(super) const fn is_on(&self) -> bool {
+        self.on
+    }
+
+    pub(super) fn add_shard(&mut self, shard: Unparker) {
+        self.shards.push(shard);
+    }
+
+    /// I/O has been asked for, or somebody waits for a moment.
+    pub(super) fn something_to_do(&self) {
+        if let Some(device) = &self.device {
+            device.unpark();
+        }
+    }
+
+    pub(super) fn power_failed(&self) {
+        if self.on {
+            self.something_to_do();
+            self.shards.iter().for_each(Unparker::unpark);
+        }
+    }
+}
+
+impl SimDisk {
+    /// From now on the thread that calls [`Self::serve`] completes the I/O, and drivers only sleep.
+    pub fn begin_service(&self) {
+        self.state.lock().served.on = true;
+    }
+
+    /// Drivers complete the I/O themselves again. To be called when one thread is left, and no
+    /// other has anything under way.
+    pub fn end_service(&self) {
+        let mut state = self.state.lock();
+        state.served.on = false;
+        state.served.something_to_do();
+    }
+
+    /// Is the device until [`Self::end_service`] is called or the power fails.
+    pub fn serve(&self) {
+        let parker = Parker::new();
+        loop {
+            let woken = {
+                let mut state = self.state.lock();
+                if state.halted || !state.served.on {
+                    state.served.device = None;
+                    return;
+                }
+                // Known before it sleeps: whoever has something to do for it from here on unparks.
+                state.served.device.get_or_insert_with(|| parker.unparker());
+                state.go_on()
+            };
+            match woken {
+                Some(woken) => woken.into_iter().for_each(std::task::Waker::wake),
+                None => parker.park(),
+            }
+        }
+    }
+}
