@@ -69,7 +69,11 @@ impl Pool {
                 inner.check_alive()?;
             }
         }
-        let result = write::run(self, &mut checkpointer, kind).await;
+        let mut result = write::run(self, &mut checkpointer, kind).await;
+        if result.is_ok() && kind.pool_blocks.is_some() {
+            // The new end has a superblock in one of its two slots until the next checkpoint.
+            result = write::run(self, &mut checkpointer, Kind::default()).await;
+        }
         if let Err(error) = &result {
             self.core.poison(error);
         }

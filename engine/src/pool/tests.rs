@@ -200,3 +200,17 @@ fn a_writer_who_never_flushes_is_synced_now_and_then() {
     })
     .unwrap();
 }
+
+#[test]
+fn a_pool_that_has_just_grown_is_sound() {
+    let sim = SimDisk::new(3, 600, SimOptions::default());
+    sim.run(async {
+        Pool::format(&sim.disk(), &format_options(&sim.disk())).await.unwrap();
+        let pool = open(&sim).await.unwrap();
+        pool.checkpoint().await.unwrap();
+        pool.grow(900 * BLOCK).await.unwrap();
+        let report = pool.check(&|_, _| ()).await.unwrap();
+        assert_eq!(report.findings, [], "both slots at the new end hold a superblock");
+    })
+    .unwrap();
+}
