@@ -1,0 +1,99 @@
+//! How schedules are chosen, counted and repeated.
+//!
+//! Half of the schedules of a test are random: at every point any thread may go on. The other half
+//! have at most two preemptions at points chosen beforehand (PCT of depth 3): few bugs need more,
+//! and rare orders are met more often. Settings come from the environment; `scripts/shuttle` sets
+//! them.
+
+use std::env;
+use std::time::{Duration, Instant};
+
+use pando_engine::testing::Told;
+use pando_engine::units::to_usize;
+use shuttle::scheduler::{
+    DfsScheduler, PctScheduler, RandomScheduler, ReplayScheduler, RoundRobinScheduler,
+    UncontrolledNondeterminismCheckScheduler,
+};
+use shuttle::{Config, MaxSteps, Runner};
+
+/// Schedules of each test where nothing else is said.
+const SCHEDULES: usize = 60;
+/// Schedules that are run twice, to see that nothing else than the scheduler decides.
+const REPEATED: usize = 2;
+/// Preemptions and one, as PCT counts.
+const DEPTH: usize = 3;
+/// Bytes of a thread's stack.
+const STACK_BYTES: usize = 1 << 20;
+/// Scheduling points of one schedule: more is a thread that never sleeps.
+const STEPS_MAX: usize = 400_000;
+
+fn number(name: &str) -> Option<u64> {
+    let text = env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
+}
+
+fn config(seconds: Option<f64>) -> Config {
+    let mut config = Config::new();
+    config.stack_size = STACK_BYTES;
+    config.max_steps = MaxSteps::FailAfter(STEPS_MAX);
+    config.max_time = seconds.map(Duration::from_secs_f64);
+    config.silence_warnings = true;
+    config
+}
+
+/// Runs `work` once, where locks can be used.
+pub(crate) fn once(work: impl FnOnce() + Send + 'static) {
+    let work = parking_lot::Mutex::new(Some(work));
+    let scheduler = RoundRobinScheduler::new(1);
+    Runner::new(scheduler, config(None)).run(move || work.lock().take().expect("once")());
+}
+
+/// Explores schedules of `race`, which is the body of the test `name`.
+pub(crate) fn explore<F>(name: &'static str, race: F)
+where
+    F: Fn() + Send + Sync + Clone + 'static,
+{
+    let _told = Told(move || {
+        format!(
+            "{name}. To repeat that schedule: save what stands between the quotation marks, and \
+             run scripts/shuttle --replay {name} FILE"
+        )
+    });
+    if let Ok(place) = env::var("PANDO_SHUTTLE_REPLAY") {
+        let scheduler = ReplayScheduler::new_from_file(&place);
+        let scheduler = scheduler.unwrap_or_else(|e| panic!("{place}: {e}"));
+        Runner::new(scheduler, config(None)).run(race);
+        println!("{name}: that schedule passes");
+        return;
+    }
+    let begin = Instant::now();
+    // Each test has schedules of its own.
+    let seed = name.bytes().fold(number("PANDO_SHUTTLE_SEED").unwrap_or(1), |seed, byte| {
+        (seed ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    });
+    let half = env::var("PANDO_SHUTTLE_SECONDS").ok().map(|text| {
+        text.parse::<f64>().unwrap_or_else(|e| panic!("PANDO_SHUTTLE_SECONDS={text}: {e}")) / 2.0
+    });
+    let schedules = number("PANDO_SHUTTLE_SCHEDULES").map_or(SCHEDULES, to_usize);
+    let each = if half.is_some() { usize::MAX } else { schedules.div_ceil(2) };
+    let repeated = UncontrolledNondeterminismCheckScheduler::new(random(seed, REPEATED));
+    Runner::new(repeated, config(None)).run(race.clone());
+    let pct = PctScheduler::new_from_seed(seed, DEPTH, each);
+    let done = Runner::new(random(seed, each), config(half)).run(race.clone())
+        + Runner::new(pct, config(half)).run(race);
+    println!("{name}: {done} schedules in {:.1} s", begin.elapsed().as_secs_f64());
+}
+
+fn random(seed: u64, schedules: usize) -> RandomScheduler {
+    RandomScheduler::new_from_seed(seed, schedules)
+}
+
+/// Explores every schedule of `race`, which is small. Returns their number.
+pub(crate) fn exhaust<F>(name: &'static str, race: F)
+where
+    F: Fn() + Send + Sync + 'static,
+{
+    let begin = Instant::now();
+    let done = Runner::new(DfsScheduler::new(None, false), config(None)).run(race);
+    println!("{name}: {done} schedules, all there are, in {:.1} s", begin.elapsed().as_secs_f64());
+}
