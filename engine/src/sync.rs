@@ -13,8 +13,9 @@
 //! What is **not** controlled, and why that hides nothing:
 //! * `tokio::sync` (`Notify`, `oneshot`, `mpsc`, the asynchronous `Mutex`): its operations never
 //!   block a thread and never let another one in halfway, so each is one step. Whom it wakes stands
-//!   in the queue of an [`Executor`](crate::disk::executor::Executor) afterwards, which is behind a
-//!   [`Mutex`] of this module: there the scheduler has its say.
+//!   in the queue of an executor afterwards, which is behind a [`Mutex`] of this module: there the
+//!   scheduler has its say, and wherever such a lock is given back. Two such operations one behind
+//!   the other are one step.
 //! * Atomics that are used under a lock only (`map/cache.rs`): nobody else is let in there.
 //! * [`Counter`]: it is shown and decides nothing.
 //! * Weak memory: every atomic operation is sequentially consistent under `shuttle`. What needs an
@@ -159,9 +160,11 @@ mod imp {
 
 #[cfg(feature = "shuttle")]
 mod controlled {
-    use shuttle::sync::{PoisonError, TryLockError};
+    use std::ops::{Deref, DerefMut};
+    use std::time::Duration;
 
-    pub use shuttle::sync::MutexGuard;
+    use shuttle::sync::{PoisonError, TryLockError};
+    use shuttle::thread;
 
     /// `parking_lot`'s mutex over shuttle's: a thread that panics poisons nothing.
     #[derive(Debug, Default)]
@@ -175,15 +178,45 @@ mod controlled {
 
         /// Waits for the lock.
         pub fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+            MutexGuard(Some(self.0.lock().unwrap_or_else(PoisonError::into_inner)))
         }
 
         /// The lock, if it is free.
         pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
             match self.0.try_lock() {
-                Ok(guard) => Some(guard),
-                Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+                Ok(guard) => Some(MutexGuard(Some(guard))),
+                Err(TryLockError::Poisoned(poisoned)) => {
+                    Some(MutexGuard(Some(poisoned.into_inner())))
+                }
                 Err(TryLockError::WouldBlock) => None,
+            }
+        }
+    }
+
+    /// The lock is held. Others may go on right after its end too, for the sake of what comes next
+    /// and is not controlled: a look at a `Notify`, the answer through a `oneshot`.
+    #[derive(Debug)]
+    pub struct MutexGuard<'a, T>(Option<shuttle::sync::MutexGuard<'a, T>>);
+
+    impl<T> Deref for MutexGuard<'_, T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            self.0.as_ref().expect("held until the guard is dropped")
+        }
+    }
+
+    impl<T> DerefMut for MutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            self.0.as_mut().expect("held until the guard is dropped")
+        }
+    }
+
+    impl<T> Drop for MutexGuard<'_, T> {
+        fn drop(&mut self) {
+            self.0 = None;
+            if !thread::panicking() {
+                thread::sleep(Duration::ZERO);
             }
         }
     }

@@ -1,9 +1,11 @@
 //! Volumes that are copied, deleted, grown, and pools that are closed, fail or fill up, while
 //! others use them.
 
+use std::time::Duration;
+
 use pando_engine::disk::sim::{Effect, Fault, FaultOp};
 use pando_engine::error::ErrorKind;
-use pando_engine::pool::ModifyVolume;
+use pando_engine::pool::{ModifyVolume, Pool};
 use pando_engine::testing::model::Birth;
 use pando_engine::testing::run::perform;
 use pando_engine::testing::{Config, Op};
@@ -188,29 +190,95 @@ fn poison_and_flushes() {
     });
 }
 
-/// Limits of a volume hold over all shards, change, and end with it; nobody waits for ever.
+/// A checkpoint fails on which writers wait for space: they are told.
 #[test]
-fn limits_and_requests() {
-    let start = Start::after(config(), vec![volumes(&[("a", 4), ("b", 4)])]);
-    explore("control::limits_and_requests", move || {
-        let gone = [ErrorKind::NotFound];
-        let user = move || {
+fn poison_and_writers() {
+    let made = vec![
+        volumes(&[("a", 12), ("b", 12), ("rest", 256)]),
+        filled("a", 0, 12),
+        filled("b", 0, 12),
+        filled("rest", 0, 190),
+    ];
+    let start = Start::after(config(), made);
+    explore("control::poison_and_writers", move || {
+        let mut race = Race::new(&start).leaves_it(End::Poisoned);
+        let dead = [ErrorKind::Poisoned, ErrorKind::Io, ErrorKind::NoSpace];
+        let writer = move |volume: &'static str| {
             shard(move |s| async move {
-                s.write_block("a", 0).await;
-                tolerate(s.try_write("b", 8, 8, false).await, &gone);
-                s.read("a", 0, 1).await;
-                tolerate(s.try_write("b", 0, 8, false).await, &gone);
+                for _ in 0..3 {
+                    tolerate(s.try_write(volume, 0, 96, false).await, &dead);
+                }
             })
         };
-        let limits = shard(|s| async move {
-            for (volume, iops) in [("a", 10), ("b", 1), ("a", 40), ("b", 2)] {
-                let id = s.pool.find(volume).expect("it exists").id;
-                let change = ModifyVolume { iops_limit: Some(iops), ..ModifyVolume::default() };
-                s.pool.modify(id, change).await.expect("a limit");
-            }
+        let effect = Effect::Error { errno: 5, landed: false };
+        let fault = Fault { op: FaultOp::Sync, after: race.rng.below(4), sticky: false, effect };
+        race.with_fault(fault).run(vec![writer("a"), writer("b")]);
+    });
+}
+
+/// Limits of a volume hold over all shards.
+#[test]
+fn limits_over_all_shards() {
+    let start = Start::after(config(), vec![volumes(&[("a", 4)])]);
+    explore("control::limits_over_all_shards", move || {
+        let race = Race::new(&start).limited("a", 10);
+        let clock = race.sim.clone();
+        let user = |block: u64| {
+            shard(move |s| async move {
+                s.write_block("a", block).await;
+                s.write_block("a", block).await;
+            })
+        };
+        let begin = clock.disk().now();
+        race.run_then(vec![user(0), user(1)], async move |_: &Pool| {
+            // Four requests: one at once, and one each 100 ms.
+            let took = clock.disk().now() - begin;
+            assert!(took >= Duration::from_millis(300), "four requests in {took:?}");
+        });
+    });
+}
+
+/// Limits change from two sides, and end with their volume: what was said last holds, and nobody
+/// waits for ever.
+#[test]
+fn limits_that_change() {
+    let start = Start::after(config(), vec![volumes(&[("a", 4), ("b", 4)])]);
+    explore("control::limits_that_change", move || {
+        let gone = [ErrorKind::NotFound];
+        let race = Race::new(&start).limited("a", 20);
+        let clock = race.sim.clone();
+        let user = shard(move |s| async move {
+            s.write_block("a", 0).await;
+            tolerate(s.try_write("b", 8, 8, false).await, &gone);
+            tolerate(s.try_read("b", 0, 1).await, &gone);
+        });
+        let limits = |iops: [u64; 2]| {
+            shard(move |s| async move {
+                for iops in iops {
+                    s.limit("a", iops).await;
+                }
+            })
+        };
+        let ends = shard(|s| async move {
+            s.limit("b", 1).await;
             s.delete("b").await;
         });
-        Race::new(&start).run(vec![user(), user(), limits]);
+        let bodies = vec![user, limits([5, 10]), limits([20, 2]), ends];
+        race.run_then(bodies, async move |pool: &Pool| {
+            let info = pool.find("a").expect("it stays");
+            let device = pool.device(info.id).expect("it stays");
+            // What it was in debt before is paid off by the first.
+            device.read(0, 4096).await.expect("it can be read");
+            let begin = clock.disk().now();
+            for _ in 0..12 {
+                device.read(0, 4096).await.expect("it can be read");
+            }
+            let took = (clock.disk().now() - begin).as_secs_f64();
+            let rate = 12.0 / took;
+            let limit = f64::from(u32::try_from(info.io_limits.iops).expect("small"));
+            assert!(rate < limit * 2.5, "{rate} requests a second, the limit is {limit}");
+            assert!(rate > limit / 2.5, "{rate} requests a second, the limit is {limit}");
+        });
     });
 }
 

@@ -6,6 +6,8 @@
 //! them.
 
 use std::env;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pando_engine::testing::Told;
@@ -53,10 +55,17 @@ pub(crate) fn explore<F>(name: &'static str, race: F)
 where
     F: Fn() + Send + Sync + Clone + 'static,
 {
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&begun);
+    let race = move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        race();
+    };
     let _told = Told(move || {
+        let number = begun.load(Ordering::Relaxed);
         format!(
-            "{name}. To repeat that schedule: save what stands between the quotation marks, and \
-             run scripts/shuttle --replay {name} FILE"
+            "schedule {number} of {name}. To repeat it: save what stands between the quotation \
+             marks, and run scripts/shuttle --replay {name} FILE"
         )
     });
     if let Ok(place) = env::var("PANDO_SHUTTLE_REPLAY") {

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::explore::once;
 use crate::history::{Before, History, before};
-use crate::shard::Shard;
+use crate::shard::{Shard, limit};
 
 /// What a shard does.
 pub(crate) type Body = Box<dyn FnOnce(Shard) -> LocalFuture<'static, ()> + Send>;
@@ -96,6 +96,8 @@ pub(crate) struct Race {
     cut_within: u64,
     /// The pool's background task runs.
     background: bool,
+    /// A volume with a limit of requests in a second.
+    limited: Option<(&'static str, u64)>,
     /// What goes wrong after the pool was opened.
     fault: Option<Fault>,
     end: End,
@@ -126,6 +128,7 @@ impl Race {
             rng,
             cut_within: 0,
             background: true,
+            limited: None,
             fault: None,
             end: End::Well,
         }
@@ -140,6 +143,12 @@ impl Race {
     /// Without the pool's background task: checkpoints are made by shards alone.
     pub(crate) const fn without_background(mut self) -> Self {
         self.background = false;
+        self
+    }
+
+    /// With a limit of requests in a second on a volume.
+    pub(crate) const fn limited(mut self, volume: &'static str, iops: u64) -> Self {
+        self.limited = Some((volume, iops));
         self
     }
 
@@ -192,6 +201,9 @@ impl Race {
         if self.cut_within > 0 && self.rng.chance(8) {
             let number = self.sim.io_count() + self.rng.below(self.cut_within);
             self.sim.set_cut_at(number);
+        }
+        if let Some((volume, iops)) = self.limited {
+            limit(&pool, volume, iops).await;
         }
         if let Some(fault) = self.fault {
             self.sim.inject(fault);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pando_engine::device::ZeroFlags;
 use pando_engine::disk::sim::Rng;
 use pando_engine::error::{Error, ErrorKind, Result};
-use pando_engine::pool::Pool;
+use pando_engine::pool::{ModifyVolume, Pool};
 use pando_engine::testing::Op;
 use pando_engine::testing::model::{BLOCK_SECTORS, Birth, stamps_of};
 use pando_engine::testing::run::{perform, stamped};
@@ -55,6 +55,11 @@ impl Shard {
     /// Writes sectors of a volume that stays.
     pub(crate) async fn write(&self, volume: &str, first: u64, count: u64) {
         self.try_write(volume, first, count, false).await.unwrap_or_else(|e| panic!("write: {e}"));
+    }
+
+    /// Writes sectors of a volume that stays, if there is space.
+    pub(crate) async fn write_or_not(&self, volume: &str, first: u64, count: u64) {
+        tolerate(self.try_write(volume, first, count, false).await, &[ErrorKind::NoSpace]);
     }
 
     /// Writes a whole block of a volume that stays.
@@ -190,6 +195,11 @@ impl Shard {
         self.try_copy(copies, snapshot).await.unwrap_or_else(|e| panic!("copy: {e}"));
     }
 
+    /// Changes the limit of requests in a second of a volume that exists.
+    pub(crate) async fn limit(&self, volume: &str, iops: u64) {
+        limit(&self.pool, volume, iops).await;
+    }
+
     /// Deletes a volume.
     pub(crate) async fn try_delete(&self, volume: &str) -> Result<()> {
         let id = self.pool.find(volume)?.id;
@@ -203,6 +213,13 @@ impl Shard {
     pub(crate) async fn delete(&self, volume: &str) {
         self.try_delete(volume).await.unwrap_or_else(|e| panic!("delete: {e}"));
     }
+}
+
+/// Changes the limit of requests in a second of a volume that exists.
+pub(crate) async fn limit(pool: &Pool, volume: &str, iops: u64) {
+    let id = pool.find(volume).expect("it exists").id;
+    let change = ModifyVolume { iops_limit: Some(iops), ..ModifyVolume::default() };
+    pool.modify(id, change).await.expect("a limit");
 }
 
 /// Lets pass what went well and the errors of certain kinds.
