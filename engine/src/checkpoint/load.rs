@@ -89,6 +89,35 @@ pub(crate) async fn superblock_at(
     Ok(found)
 }
 
+/// Overwrites what a power failure has left of a superblock that was never whole, so that it cannot
+/// come back. It lies where the next one goes: were that torn as well, in just the sectors that the
+/// first lacks, the first would be whole, and newer than `newest`, though its blocks were used again.
+///
+/// # Errors
+/// The device's; also when neither place can be read, so that it might be the newest.
+pub(crate) async fn forget_torn(disk: &Rc<dyn Disk>, newest: &Superblock) -> Result<()> {
+    let next = 1 - u64::from(newest.generation.get()) % SUPER_SLOTS;
+    let (mut torn, mut unreadable) = (Vec::new(), Vec::new());
+    for place in newest.geometry.super_places(next) {
+        match read_block(disk, place).await {
+            Err(error) => {
+                torn.push(place);
+                unreadable.push(error.context(format_args!("superblock at {place}")));
+            }
+            Ok(buf) if buf.as_bytes().iter().all(|byte| *byte == 0) => {}
+            Ok(buf) if Superblock::decode(buf.as_bytes(), place).is_ok() => {}
+            Ok(_) => torn.push(place),
+        }
+    }
+    if let [_, error] = unreadable.as_slice() {
+        return Err(error.duplicate());
+    }
+    for place in &torn {
+        disk.write(*place, vec![Buf::zeroed(1)]).await?;
+    }
+    if torn.is_empty() { Ok(()) } else { disk.sync().await }
+}
+
 /// The catalogue that a superblock points to.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 //! bounded by the journal, whatever the pool holds. Closing: a last checkpoint, marked clean.
 //!
 //! Records that a dead process had not flushed are in the memory of the journal, and are written to
-//! the journal first. Beyond that, recovery changes nothing on the disk but by that checkpoint, so
+//! the journal first; a torn superblock is overwritten with zeros. Beyond that, recovery changes nothing on the disk but by that checkpoint, so
 //! it can be cut and begun again; and what it begins with is durable, so that it is the same then.
 //!
 //! **Fresh numbers.** A life of the pool that has died may have written a part of its next
@@ -39,6 +39,7 @@ impl Pool {
         // checkpoint before it must not be on its way before this one is safe.
         disk.sync().await?;
         let superblock = load::superblock(&disk).await?;
+        load::forget_torn(&disk, &superblock).await?;
         let ring_bytes = superblock.geometry.journal_blocks * BLOCK_BYTES;
         let ring = map_ring(RING_MEMORY_BYTES.min(to_usize(ring_bytes)))?;
         let kept = write_back(&disk, &superblock, &*ring).await?;

@@ -96,6 +96,33 @@ impl Op {
         }
     }
 
+    /// Whether it can be done to a pool that holds `model`: what it names is there, or not yet, and
+    /// its range is inside of that.
+    #[must_use]
+    pub fn fits(&self, model: &Model) -> bool {
+        let holds = |volume: &String, end: u64| {
+            let found = model.volumes.get(volume);
+            found.is_some_and(|v| !v.snapshot && end <= v.sectors())
+        };
+        match self {
+            Self::Write { volume, first, count, .. }
+            | Self::Zero { volume, first, count, .. }
+            | Self::Discard { volume, first, count } => holds(volume, first + count),
+            Self::Create(births) => births.iter().all(|birth| {
+                let source = birth.source.as_ref().map(|source| model.volumes.get(source));
+                let large = source.is_none_or(|source| {
+                    source.is_some_and(|v| birth.size_bytes.is_none_or(|size| size >= v.size_bytes))
+                });
+                large && !model.volumes.contains_key(&birth.name)
+            }),
+            Self::Delete(name) => model.volumes.contains_key(name),
+            Self::Grow(name, size) => {
+                model.volumes.get(name).is_some_and(|volume| *size >= volume.size_bytes)
+            }
+            Self::Flush | Self::Checkpoint | Self::Reopen => true,
+        }
+    }
+
     /// Whether everything so far is durable when the operation is acknowledged.
     #[must_use]
     pub const fn is_durable(&self) -> bool {

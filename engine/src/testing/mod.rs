@@ -8,13 +8,22 @@
 //!        `------> model: history of states --------------+
 //! ```
 
+pub mod campaign;
+pub mod case;
 pub mod crash;
 pub mod damage;
+pub mod distinct;
 pub mod gen_ops;
 pub mod model;
+pub mod rare;
 pub mod run;
+pub mod stage;
+pub mod trouble;
 
+pub use case::{Case, CaseLife, End};
 pub use crash::{CrashCounts, Explorer, Reach};
 pub use gen_ops::{Generator, Op};
 pub use model::{Model, ModelVolume, Step};
+pub use rare::{Rare, Rares};
 pub use run::{Config, Log, Told};
+pub use stage::Act;

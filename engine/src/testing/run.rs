@@ -181,6 +181,40 @@ impl Log {
         stamp
     }
 
+    /// Two operations of one step each are asked for at once: after each of them alone the pool may
+    /// be seen, and after both. Returns their stamps.
+    pub(super) fn issue_race(&mut self, one: &Op, other: &Op) -> (u64, u64) {
+        let before = self.last().clone();
+        let stamps = (self.stamp, self.stamp + 1);
+        self.stamp += 2;
+        let after = |model: &Model, op: &Op, stamp| {
+            let mut model = model.clone();
+            op.steps(&before, stamp).iter().for_each(|step| model.apply(step));
+            model
+        };
+        let first = after(&before, one, stamps.0);
+        self.states.push(after(&before, other, stamps.1));
+        self.states.push(first.clone());
+        self.states.push(after(&first, other, stamps.1));
+        stamps
+    }
+
+    /// Everything that was asked for is acknowledged; none of it need be durable.
+    pub(super) fn acknowledge_all(&mut self) {
+        self.acknowledged = self.states.len() - 1;
+    }
+
+    /// The history without the states that are older than the durable one.
+    #[must_use]
+    pub(super) fn since_durable(&self) -> Self {
+        Self {
+            states: self.states[self.durable..].to_vec(),
+            durable: 0,
+            acknowledged: self.acknowledged - self.durable,
+            ..*self
+        }
+    }
+
     fn acknowledge(&mut self, op: &Op) {
         self.acknowledged = self.states.len() - 1;
         if op.is_durable() {

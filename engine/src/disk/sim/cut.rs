@@ -9,9 +9,7 @@
 //! has covered. The ring's block is kept as it was after each store, because the kernel may write
 //! such a page back at any time.
 
-use std::sync::Arc;
-
-use super::image::{ALL_SECTORS, Bytes, Image, SECTOR_SIZE, SECTORS, SectorMask, sectors};
+use super::image::{ALL_SECTORS, Bytes, Content, Image, SECTOR_SIZE, SECTORS, SectorMask, sectors};
 use super::rng::Rng;
 
 /// A write to (a part of) one block that is not durable yet.
@@ -20,8 +18,7 @@ pub(super) struct Piece {
     /// The write that it is a part of.
     pub(super) write: u64,
     pub(super) block: u64,
-    /// `None` is zeros.
-    pub(super) content: Option<Arc<Bytes>>,
+    pub(super) content: Content,
     /// The sectors that are written.
     pub(super) mask: SectorMask,
     pub(super) stage: Stage,
@@ -121,7 +118,7 @@ fn keep(image: &mut Image, pieces: &[Piece], grain: Grain, survives: impl Fn(usi
         };
         if mask != 0 {
             image.extend(piece.block + 1);
-            image.set_sectors(piece.block, piece.content.as_ref(), mask);
+            image.set_sectors(piece.block, &piece.content, mask);
         }
     }
 }
@@ -152,15 +149,15 @@ fn choose(image: &mut Image, pieces: &[Piece], rng: &mut Rng, damage: Damage) {
             continue;
         }
         if damage == Damage::Blocks && in_flight && rng.chance(8) {
-            garble(image.block_mut(piece.block), rng);
+            image.change(piece.block, |block| garble(block, rng));
         } else if rng.chance(tears) || (damage == Damage::Sectors && rng.chance(4)) {
             let some = piece.mask & rng.bits().to_le_bytes()[0];
-            image.set_sectors(piece.block, piece.content.as_ref(), some);
+            image.set_sectors(piece.block, &piece.content, some);
             if damage == Damage::Sectors {
                 tear_sectors(image, piece, piece.mask & !some, rng);
             }
         } else if lands {
-            image.set_sectors(piece.block, piece.content.as_ref(), piece.mask);
+            image.set_sectors(piece.block, &piece.content, piece.mask);
         }
     }
 }
@@ -169,22 +166,23 @@ fn choose(image: &mut Image, pieces: &[Piece], rng: &mut Rng, damage: Damage) {
 /// part or all of the sector becomes new bytes or garbage (the distribution of FoundationDB).
 fn tear_sectors(image: &mut Image, piece: &Piece, mask: SectorMask, rng: &mut Rng) {
     static ZEROS: Bytes = [0; SECTOR_SIZE * SECTORS];
-    let new = piece.content.as_ref().map_or(&ZEROS, |content| content);
-    let old = image.block_mut(piece.block);
-    for sector in sectors(mask) {
-        let border = sector.start + usize::from(rng.bits().to_le_bytes()[0]) * 2;
-        let part = match rng.below(4) {
-            0 => continue,
-            1 => sector.start..border,
-            2 => border..sector.end,
-            _ => sector,
-        };
-        if rng.chance(8) {
-            old[part.clone()].copy_from_slice(&new[part]);
-        } else {
-            garble(&mut old[part], rng);
+    let new = piece.content.as_ref().map_or(&ZEROS, |content| content.bytes());
+    image.change(piece.block, |old| {
+        for sector in sectors(mask) {
+            let border = sector.start + usize::from(rng.bits().to_le_bytes()[0]) * 2;
+            let part = match rng.below(4) {
+                0 => continue,
+                1 => sector.start..border,
+                2 => border..sector.end,
+                _ => sector,
+            };
+            if rng.chance(8) {
+                old[part.clone()].copy_from_slice(&new[part]);
+            } else {
+                garble(&mut old[part], rng);
+            }
         }
-    }
+    });
 }
 
 fn garble(bytes: &mut [u8], rng: &mut Rng) {
@@ -224,7 +222,7 @@ pub(super) fn seen(durable: &Image, pieces: &[Piece], len_blocks: u64) -> Image 
     let mut image = durable.clone();
     image.extend(len_blocks);
     for piece in pieces.iter().filter(|piece| piece.stage != Stage::InFlight) {
-        image.set_sectors(piece.block, piece.content.as_ref(), piece.mask);
+        image.set_sectors(piece.block, &piece.content, piece.mask);
     }
     image
 }

@@ -1,5 +1,6 @@
 //! The life of an I/O on a simulated disk.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -10,8 +11,8 @@ use std::time::Duration;
 use slab::Slab;
 
 use super::cut::{Piece, Stage};
-use super::fault::{Effect, FaultOp, Faults};
-use super::image::{ALL_SECTORS, Bytes, Image};
+use super::fault::{Effect, FaultOp, Faults, Strike};
+use super::image::{ALL_SECTORS, Bytes, Content, Image, Stored};
 use super::rng::Rng;
 use super::served::Served;
 use super::timer::{Sleep, Timers};
@@ -21,9 +22,6 @@ use crate::disk::{Buf, Clock, Disk, HeapRing, LocalFuture};
 use crate::error::{Error, Result};
 use crate::sync::{Mutex, Parker};
 use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
-
-/// A block that readers share with the disk; `None` is zeros.
-type Content = Option<Arc<Bytes>>;
 
 enum Work {
     Read {
@@ -68,13 +66,22 @@ pub(super) struct State {
     /// The memory of the journal; empty before somebody asks for it.
     pub(super) ring: HeapRing,
     ops: Slab<Op>,
+    /// What may complete next.
     in_flight: Vec<usize>,
+    /// What takes its time, and when that is over.
+    slow: Vec<(Duration, usize)>,
+    /// Operations that never complete.
+    hung: u64,
     next_write: u64,
     /// Orders deliveries and syncs. Moment 0 is before everything in this life.
     now: u64,
     pub(super) events: u64,
     pub(super) cut_at: Option<u64>,
     pub(super) halted: bool,
+    /// Everybody waits for operations that never complete.
+    pub(super) stuck: bool,
+    /// Operations asked for, by sort.
+    pub(super) asked: BTreeMap<FaultOp, u64>,
     pub(super) faults: Faults,
     pub(super) trace: u64,
     pub(super) timers: Timers,
@@ -94,10 +101,14 @@ impl State {
             ring,
             ops: Slab::new(),
             in_flight: Vec::new(),
+            slow: Vec::new(),
+            hung: 0,
             now: 1,
             events: 0,
             cut_at: None,
             halted: false,
+            stuck: false,
+            asked: BTreeMap::new(),
             faults: Faults::default(),
             trace: 0,
             timers: Timers::default(),
@@ -145,40 +156,83 @@ impl State {
         }
     }
 
-    fn submit(&mut self, op: FaultOp, work: Work) -> Option<usize> {
+    fn submit(&mut self, op: FaultOp, work: Work, at: u64, blocks: u64) -> Option<usize> {
         if self.halted || (op != FaultOp::Read && !self.event()) {
             return None;
         }
+        *self.asked.entry(op).or_default() += 1;
         let effect = self.faults.next(op);
+        if effect.is_some() {
+            let to = BlockNo::new(self.place(effect, at, blocks));
+            self.faults.strikes.push(Strike { op, at: BlockNo::new(at), to, blocks });
+        }
         let key = self.ops.insert(Op { work, effect, progress: Progress::InFlight(None) });
-        self.in_flight.push(key);
+        match effect {
+            Some(Effect::Hung) => self.hung += 1,
+            Some(Effect::Slow(time)) => self.slow.push((self.timers.now() + time, key)),
+            _ => self.in_flight.push(key),
+        }
         self.served.something_to_do();
         Some(key)
     }
 
+    /// Where an operation on `blocks` blocks at `at` really goes.
+    fn place(&self, effect: Option<Effect>, at: u64, blocks: u64) -> u64 {
+        match effect {
+            Some(Effect::Misdirected { to }) => to.get(),
+            Some(Effect::Shifted(by)) => {
+                let last = self.current.len_blocks().saturating_sub(blocks);
+                at.saturating_add_signed(by).min(last)
+            }
+            _ => at,
+        }
+    }
+
     /// Adds the blocks of a write that has been submitted.
-    fn add_pieces(&mut self, key: Option<usize>, at: u64, blocks: impl Iterator<Item = Content>) {
+    fn add_pieces(&mut self, key: Option<usize>, at: u64, blocks: Vec<Content>) {
         let Some(key) = key else { return };
         let Op { work: Work::Write(write), effect, .. } = self.ops[key] else { return };
-        let at = if let Some(Effect::Misdirected { to }) = effect { to.get() } else { at };
+        let at = self.place(effect, at, to_u64(blocks.len()));
         for (block, content) in (at..).zip(blocks) {
-            let sum = content.as_ref().map_or(0, |content| crate::crc::crc32(&content[..]));
-            self.note(u64::from(sum) << 16 ^ block);
+            let sum = content.as_ref().map_or(0, |content| content.sum());
+            self.note(sum ^ block);
             let stage = Stage::InFlight;
             self.pieces.push(Piece { write, block, content, mask: ALL_SECTORS, stage });
         }
     }
 
     /// Completes one I/O, or lets the power fail; without any, time passes. Returns whom to wake;
-    /// `None` if nobody waits for I/O or time.
+    /// `None` if nobody waits for time, or for an I/O that ends.
     pub(super) fn go_on(&mut self) -> Option<Vec<Waker>> {
         let mut woken = Vec::new();
+        self.end_slow();
         if self.in_flight.is_empty() {
-            return self.timers.leap(&mut woken).then_some(woken);
+            let io = self.slow.iter().map(|(due, _)| *due).min();
+            if self.timers.leap(io, &mut woken) {
+                return Some(woken);
+            }
+            if self.hung == 0 || self.served.is_on() {
+                return None;
+            }
+            self.stuck = true;
+            self.halted = true;
+            return Some(woken);
         }
         woken.extend(self.complete_one());
         self.timers.io_completed(&mut woken);
         Some(woken)
+    }
+
+    /// What has taken its time completes like any other.
+    fn end_slow(&mut self) {
+        let now = self.timers.now();
+        let Self { slow, in_flight, .. } = self;
+        slow.retain(|(due, key)| {
+            if *due <= now {
+                in_flight.push(*key);
+            }
+            *due > now
+        });
     }
 
     fn complete_one(&mut self) -> Option<Waker> {
@@ -209,7 +263,7 @@ impl State {
         match (work, *effect) {
             (Work::Read { .. }, Some(Effect::Error { errno, .. })) => Outcome::Failed(errno),
             (&Work::Read { at, count }, effect) => {
-                let at = if let Some(Effect::Misdirected { to }) = effect { to.get() } else { at };
+                let at = self.place(effect, at, count);
                 let blocks = (at..at + count).map(|block| self.current.shared(block).cloned());
                 Outcome::Done(blocks.collect())
             }
@@ -217,16 +271,16 @@ impl State {
                 let stage = match effect {
                     Some(Effect::Lost | Effect::Error { landed: false, .. }) => None,
                     Some(Effect::Error { landed: true, .. }) => Some(Stage::Orphaned),
-                    Some(Effect::Misdirected { .. }) | None => Some(Stage::Completed),
+                    _ => Some(Stage::Completed),
                 };
                 self.land(write, stage);
                 failure(effect)
             }
             (&Work::Sync { asked_at, len_blocks }, effect) => {
                 match effect {
-                    None | Some(Effect::Misdirected { .. }) => self.harden(asked_at, len_blocks),
                     Some(Effect::Error { .. }) => self.orphan(asked_at),
                     Some(Effect::Lost) => {}
+                    _ => self.harden(asked_at, len_blocks),
                 }
                 failure(effect)
             }
@@ -242,7 +296,7 @@ impl State {
             }
             let Some(stage) = stage else { return false };
             piece.stage = stage;
-            current.set_sectors(piece.block, piece.content.as_ref(), piece.mask);
+            current.set_sectors(piece.block, &piece.content, piece.mask);
             true
         });
     }
@@ -254,7 +308,7 @@ impl State {
         pieces.retain(|piece| {
             let covered = matches!(piece.stage, Stage::Delivered(at) if at < asked_at);
             if covered {
-                durable.set_sectors(piece.block, piece.content.as_ref(), piece.mask);
+                durable.set_sectors(piece.block, &piece.content, piece.mask);
             }
             !covered
         });
@@ -376,14 +430,14 @@ impl Disk for Handle {
                     return (buf, Err(error));
                 }
                 let work = Work::Read { at: at.get(), count: buf.block_count() };
-                state.submit(FaultOp::Read, work)
+                state.submit(FaultOp::Read, work, at.get(), buf.block_count())
             };
             match self.finish(key, "read", at).await {
                 Ok(blocks) => {
                     let targets = buf.as_mut_bytes().chunks_exact_mut(size_of::<Bytes>());
                     for (target, block) in targets.zip(&blocks) {
                         match block {
-                            Some(bytes) => target.copy_from_slice(&bytes[..]),
+                            Some(block) => target.copy_from_slice(block.bytes()),
                             None => target.fill(0),
                         }
                     }
@@ -398,15 +452,15 @@ impl Disk for Handle {
         Box::pin(async move {
             let key = {
                 let mut state = self.state.lock();
-                state.check_range(at, bufs.iter().map(Buf::block_count).sum())?;
+                let count = bufs.iter().map(Buf::block_count).sum();
+                state.check_range(at, count)?;
                 let write = state.new_write();
-                let key = state.submit(FaultOp::Write, Work::Write(write));
+                let key = state.submit(FaultOp::Write, Work::Write(write), at.get(), count);
                 let blocks = bufs.iter().flat_map(Buf::iter_blocks).map(|bytes| {
-                    let mut block = [0; size_of::<Bytes>()];
-                    block.copy_from_slice(bytes);
-                    Some(Arc::new(block))
+                    let bytes: &Bytes = bytes.try_into().expect("a block");
+                    Some(Arc::new(Stored::new(*bytes)))
                 });
-                state.add_pieces(key, at.get(), blocks);
+                state.add_pieces(key, at.get(), blocks.collect());
                 key
             };
             self.finish(key, "write", at).await.map(drop)
@@ -419,7 +473,7 @@ impl Disk for Handle {
                 let mut state = self.state.lock();
                 let asked_at = state.moment();
                 let len_blocks = state.current.len_blocks();
-                state.submit(FaultOp::Sync, Work::Sync { asked_at, len_blocks })
+                state.submit(FaultOp::Sync, Work::Sync { asked_at, len_blocks }, 0, 0)
             };
             self.finish(key, "sync", BlockNo::new(0)).await.map(drop)
         })
@@ -431,7 +485,7 @@ impl Disk for Handle {
                 let mut state = self.state.lock();
                 state.check_range(at, count)?;
                 let write = state.new_write();
-                let key = state.submit(FaultOp::Discard, Work::Write(write));
+                let key = state.submit(FaultOp::Discard, Work::Write(write), at.get(), count);
                 // A device may do it, or do nothing: nobody may count on either.
                 let blocks: Vec<Content> = (at.get()..at.get() + count)
                     .map(|block| {
@@ -439,7 +493,7 @@ impl Disk for Handle {
                         if state.rng.chance(8) { old } else { None }
                     })
                     .collect();
-                state.add_pieces(key, at.get(), blocks.into_iter());
+                state.add_pieces(key, at.get(), blocks);
                 key
             };
             self.finish(key, "discard", at).await.map(drop)

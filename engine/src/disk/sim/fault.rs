@@ -1,9 +1,11 @@
 //! Faults of a simulated disk.
 
+use std::time::Duration;
+
 use crate::units::BlockNo;
 
 /// What a fault happens to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultOp {
     /// A read.
     Read,
@@ -35,6 +37,13 @@ pub enum Effect {
         /// The first block that is hit; the operation must fit there.
         to: BlockNo,
     },
+    /// A write goes so many blocks further on (or back), a read comes from there; not beyond the
+    /// ends of the disk.
+    Shifted(i64),
+    /// It takes this long.
+    Slow(Duration),
+    /// It never completes. What was written may land or not when the power fails.
+    Hung,
 }
 
 /// One fault.
@@ -50,20 +59,29 @@ pub struct Fault {
     pub effect: Effect,
 }
 
-/// The faults that are still to come.
+/// A fault that has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Strike {
+    /// What it happened to.
+    pub op: FaultOp,
+    /// The first block of that; 0 for a sync.
+    pub at: BlockNo,
+    /// The first block of what it was done to instead.
+    pub to: BlockNo,
+    /// Blocks; none for a sync.
+    pub blocks: u64,
+}
+
+/// The faults that are still to come, and those that have happened.
 #[derive(Default)]
 pub(super) struct Faults {
     waiting: Vec<Fault>,
-    struck: u64,
+    pub(super) strikes: Vec<Strike>,
 }
 
 impl Faults {
     pub(super) fn add(&mut self, fault: Fault) {
         self.waiting.push(fault);
-    }
-
-    pub(super) const fn struck(&self) -> u64 {
-        self.struck
     }
 
     /// What goes wrong with the operation that is asked for now.
@@ -80,7 +98,6 @@ impl Faults {
             effect.get_or_insert(fault.effect);
             fault.sticky
         });
-        self.struck += u64::from(effect.is_some());
         effect
     }
 }

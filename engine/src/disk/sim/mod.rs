@@ -22,6 +22,7 @@ mod cut;
 mod driver;
 mod fault;
 mod image;
+mod moment;
 mod ring;
 mod rng;
 mod served;
@@ -36,14 +37,16 @@ use super::executor::Executor;
 use super::{Disk, HeapRing, RingMemory};
 use crate::error::Result;
 use crate::sync::Mutex;
+use crate::units::to_u64;
 
 use cut::{Piece, Stage};
 use driver::{Handle, State};
 
 pub use cut::{CutPlan, Grain};
 pub use driver::SimDriver;
-pub use fault::{Effect, Fault, FaultOp};
+pub use fault::{Effect, Fault, FaultOp, Strike};
 pub use image::Image;
+pub use moment::Moment;
 pub use rng::Rng;
 
 /// How a simulated disk behaves.
@@ -81,6 +84,28 @@ impl SimImage {
     #[must_use]
     pub const fn blocks_mut(&mut self) -> &mut Image {
         &mut self.durable
+    }
+
+    /// Without the memory of the journal: a killed process that kept it nowhere.
+    #[must_use]
+    pub fn without_memory(self) -> Self {
+        Self { ring: HeapRing::new(0), ..self }
+    }
+
+    /// A number that stands for all that the next process finds; see [`Image::sum`].
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        if self.pieces.is_empty() && self.ring.len_bytes() == 0 {
+            return self.durable.sum();
+        }
+        let seen = cut::seen(&self.durable, &self.pieces, self.len_blocks);
+        seen.sum() ^ ring::sum_of(&self.ring)
+    }
+
+    fn into_parts(mut self) -> (Image, Image, Vec<Piece>, HeapRing) {
+        let current = cut::seen(&self.durable, &self.pieces, self.len_blocks);
+        self.pieces.retain(|piece| piece.stage != Stage::InFlight);
+        (self.durable, current, self.pieces, self.ring)
     }
 }
 
@@ -161,31 +186,36 @@ impl SimDisk {
         self.state.lock().halted
     }
 
-    /// Things that no sync has covered: the range of the numbers in a [`CutPlan`].
+    /// Everything at this instant.
+    #[must_use]
+    pub fn moment(&self) -> Moment {
+        let state = self.state.lock();
+        Moment {
+            events: state.events,
+            durable: state.durable.clone(),
+            pieces: state.pieces.clone(),
+            len_blocks: state.current.len_blocks(),
+            ring: state.ring.clone(),
+        }
+    }
+
+    /// As [`Moment::pending`].
     #[must_use]
     pub fn pending(&self, grain: Grain) -> usize {
         cut::count(&self.state.lock().pieces, grain)
     }
 
-    /// What the disk holds if the power fails now and `plan` says what has landed. Can be asked
-    /// any number of times, before or after the power has failed.
+    /// As [`Moment::after_cut`]. Can be asked any number of times, before or after the power has
+    /// failed.
     #[must_use]
     pub fn image_after_cut(&self, plan: CutPlan) -> SimImage {
-        let state = self.state.lock();
-        cut::apply(&state.durable, &state.pieces, state.current.len_blocks(), plan).into()
+        self.moment().after_cut(plan)
     }
 
-    /// What the disk holds if the process is killed now: nothing that completed or was stored is
-    /// lost, nor is it durable; whether writes under way land comes from `seed`.
+    /// As [`Moment::after_kill`].
     #[must_use]
     pub fn image_after_kill(&self, seed: u64) -> SimImage {
-        let state = self.state.lock();
-        SimImage {
-            durable: state.durable.clone(),
-            pieces: cut::after_kill(&state.pieces, seed),
-            len_blocks: state.current.len_blocks(),
-            ring: state.ring.clone(),
-        }
+        self.moment().after_kill(seed)
     }
 
     /// Adds a fault. Of several that fit one operation the first counts.
@@ -196,20 +226,30 @@ impl SimDisk {
     /// Faults that have struck so far, so that a test can tell that its fault was met.
     #[must_use]
     pub fn faults_struck(&self) -> u64 {
-        self.state.lock().faults.struck()
+        to_u64(self.state.lock().faults.strikes.len())
+    }
+
+    /// The faults that have struck so far, in their order.
+    #[must_use]
+    pub fn strikes(&self) -> Vec<Strike> {
+        self.state.lock().faults.strikes.clone()
+    }
+
+    /// Whether a run has ended because everybody waits for I/O that never completes.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.state.lock().stuck
+    }
+
+    /// Operations of a sort that were asked for so far.
+    #[must_use]
+    pub fn asked(&self, op: FaultOp) -> u64 {
+        self.state.lock().asked.get(&op).copied().unwrap_or_default()
     }
 
     /// A number that depends on every event and its data: equal for equal runs.
     #[must_use]
     pub fn trace(&self) -> u64 {
         self.state.lock().trace
-    }
-}
-
-impl SimImage {
-    fn into_parts(mut self) -> (Image, Image, Vec<Piece>, HeapRing) {
-        let current = cut::seen(&self.durable, &self.pieces, self.len_blocks);
-        self.pieces.retain(|piece| piece.stage != Stage::InFlight);
-        (self.durable, current, self.pieces, self.ring)
     }
 }

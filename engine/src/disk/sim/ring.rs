@@ -3,8 +3,11 @@
 
 use std::sync::Arc;
 
+use zerocopy::IntoBytes;
+
 use super::driver::State;
-use crate::disk::{RingMark, RingMemory};
+use super::image::sum_of as sum_of_bytes;
+use crate::disk::{HeapRing, RingMark, RingMemory};
 use crate::sync::Mutex;
 
 /// The memory. Its state is the disk's, which has one.
@@ -36,4 +39,14 @@ impl RingMemory for SimRing {
             state.ring.set_mark(mark);
         }
     }
+}
+
+/// A number that stands for what a memory holds.
+pub(super) fn sum_of(ring: &HeapRing) -> u64 {
+    let mut bytes = vec![0; ring.len_bytes()];
+    ring.load(0, &mut bytes);
+    let mark = ring.mark();
+    bytes.extend_from_slice(mark.as_bytes());
+    bytes.resize(bytes.len().next_multiple_of(32), 0);
+    sum_of_bytes(&bytes)
 }

@@ -35,9 +35,11 @@ impl Timers {
         self.take_due(woken);
     }
 
-    /// Nothing else is to be done: leaps to the next moment. False if nobody waits for any.
-    pub(super) fn leap(&mut self, woken: &mut Vec<Waker>) -> bool {
-        let Some((&(due, _), _)) = self.waiting.first_key_value() else { return false };
+    /// Nothing else is to be done: leaps to the next moment that somebody waits for, or at which
+    /// an I/O is done. False if there is none.
+    pub(super) fn leap(&mut self, io: Option<Duration>, woken: &mut Vec<Waker>) -> bool {
+        let timer = self.waiting.first_key_value().map(|((due, _), _)| *due);
+        let Some(due) = timer.into_iter().chain(io).min() else { return false };
         self.now = self.now.max(due);
         self.take_due(woken);
         true

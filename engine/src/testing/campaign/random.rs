@@ -1,0 +1,153 @@
+//! Random operations on pools so tiny that they split, lap, fill up and free all the time, in chains
+//! of lives: in each some moments are cut and killed, their recoveries too, and one of the crashes
+//! becomes the past of the next life.
+
+use super::tally::{Failure, caught};
+use crate::disk::sim::{Grain, Rng};
+use crate::map::Fanout;
+use crate::testing::case::{CaseLife, End, live};
+use crate::testing::crash::{Explorer, Reach, plans_at};
+use crate::testing::gen_ops::{Bounds, Generator, Op};
+use crate::testing::model::{BLOCK_SECTORS, Model};
+use crate::testing::run::{Config, Log};
+use crate::testing::stage::{Act, Keep, Seen};
+use crate::units::{to_u64, to_usize};
+
+const LIVES: u64 = 5;
+/// Moments of a life that are looked at, about.
+const MOMENTS: u64 = 10;
+/// Events of an act, about.
+const EVENTS: u64 = 8;
+const REACH: Reach =
+    Reach { plans: [6, 3, 3], nested_one_in: [12, 8], nested_cuts: 4, go_on_one_in: 10 };
+
+/// A pool of at most some 350 blocks; every other one is close to the smallest that can be made.
+pub(super) const fn config(rng: &mut Rng) -> Config {
+    let journal_blocks = 8 + rng.below(3) * rng.below(6);
+    let more = if rng.chance(8) { rng.below(40) } else { rng.below(256) };
+    Config {
+        pool_blocks: 74 + journal_blocks + more,
+        journal_blocks,
+        fanout: Fanout {
+            leaf_max: to_usize(4 + rng.below(3)),
+            inner_max: to_usize(4 + rng.below(2)),
+        },
+        cache_bytes: if rng.chance(8) { 0 } else { 1 << 20 },
+        discard: rng.chance(5),
+    }
+}
+
+/// Bounds of what is done to a pool.
+pub(super) fn bounds(rng: &mut Rng, config: &Config) -> Bounds {
+    Bounds {
+        volumes: to_usize(2 + rng.below(4)),
+        volume_blocks: 8 + rng.below(config.pool_blocks / 5),
+        write_blocks: 2 + rng.below(14),
+    }
+}
+
+/// Two writes at once to different parts of one block.
+pub(super) fn race(rng: &mut Rng, model: &Model) -> Option<Act> {
+    let mut fit = model.volumes.iter().filter(|(_, v)| !v.snapshot && v.sectors() >= BLOCK_SECTORS);
+    let count = to_u64(fit.clone().count());
+    let (volume, found) = fit.nth(to_usize(rng.below(count.max(1))))?;
+    let block = rng.below(found.sectors() / BLOCK_SECTORS).min(rng.below(8)) * BLOCK_SECTORS;
+    let border = 1 + rng.below(BLOCK_SECTORS - 2);
+    let write = |first, count| Op::Write { volume: volume.clone(), first, count, fua: false };
+    let (one, other) = (write(block, border), write(block + border, BLOCK_SECTORS - 1 - border));
+    Some(Act::Race(one, other))
+}
+
+/// Random acts from a seed.
+pub(super) struct Acts {
+    rng: Rng,
+    generator: Generator,
+    /// How often two things happen at once, in 16 cases.
+    races: u64,
+}
+
+impl Acts {
+    pub(super) fn new(rng: &mut Rng, config: &Config) -> Self {
+        let bounds = bounds(rng, config);
+        let races = rng.below(3);
+        Self { rng: Rng::new(rng.bits()), generator: Generator::new(rng.bits(), bounds), races }
+    }
+
+    pub(super) fn next(&mut self, model: &Model) -> Act {
+        let together = self.rng.chance(self.races).then(|| race(&mut self.rng, model)).flatten();
+        together.unwrap_or_else(|| Act::One(self.generator.next_op(model)))
+    }
+}
+
+/// Explores seeds.
+pub struct Random {
+    /// What does the work, and counts.
+    pub explorer: Explorer,
+    /// Seeds explored.
+    pub seeds: u64,
+}
+
+impl Default for Random {
+    fn default() -> Self {
+        let config = config(&mut Rng::new(0));
+        Self { explorer: Explorer::new(config, REACH, 0), seeds: 0 }
+    }
+}
+
+impl Random {
+    /// Explores one seed.
+    ///
+    /// # Errors
+    /// What was found wrong.
+    pub fn explore(&mut self, seed: u64) -> Result<(), Failure> {
+        self.seeds += 1;
+        let explorer = &mut self.explorer;
+        let mut rng = Rng::new(seed ^ 0x7A4D);
+        explorer.begin(config(&mut rng), seed);
+        let done = caught(|| chain(explorer, &mut rng));
+        done.map_err(|why| {
+            let repeat = format!("pando-sim random --seed {seed}");
+            Failure { repeat, why, case: explorer.case() }
+        })
+    }
+}
+
+/// One life behind the other.
+fn chain(explorer: &mut Explorer, rng: &mut Rng) {
+    let config = explorer.config;
+    let mut acts = Acts::new(rng, &config);
+    let (mut image, mut log) = (config.formatted(), Log::new(Model::default()));
+    for _ in 0..LIVES {
+        let life = CaseLife::new(rng.bits());
+        let count = if rng.chance(4) { rng.below(8) } else { rng.below(60) };
+        let keep = Keep::OneIn(1 + count * EVENTS / MOMENTS, rng.bits());
+        let next = |life: &CaseLife, model: &Model| {
+            (to_u64(life.acts.len()) < count).then(|| acts.next(model))
+        };
+        let (life, seen) = explorer.watch_acts(image, &log, life, keep, next);
+        for seen in &seen {
+            explorer.cut(seen, &life);
+            explorer.kill(seen, &life, true);
+            if rng.chance(4) {
+                explorer.kill(seen, &life, false);
+            }
+        }
+        let last = &seen[to_usize(rng.below(to_u64(seen.len())))];
+        let life = last.life(&life, end(last, rng));
+        (image, log) = last.leave(life.end);
+        explorer.trail.push(life);
+    }
+    let life = CaseLife { end: End::Drain, ..CaseLife::new(rng.bits()) };
+    explorer.trail.push(life.clone());
+    live(&config, image, log, &life, &explorer.rares);
+}
+
+/// One of the ends of a life at a moment.
+fn end(seen: &Seen, rng: &mut Rng) -> End {
+    let at = Some(seen.moment.events());
+    if rng.chance(5) || seen.moment.pending(Grain::Block) == 0 {
+        return End::Kill { at, seed: rng.bits(), memory: rng.chance(13) };
+    }
+    let plans = plans_at(&seen.moment, rng, 8);
+    End::Power { at, plan: plans[to_usize(rng.below(to_u64(plans.len())))] }
+}

@@ -1,0 +1,204 @@
+//! Rare states that a campaign must have reached, or it has proved nothing about them. All of them
+//! are told from outside: by the pool's counters, its state, the model, the image.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use super::gen_ops::Op;
+use crate::checkpoint::load;
+use crate::disk::sim::{SimDisk, SimImage, SimOptions};
+use crate::format::geometry::SUPER_SLOTS;
+use crate::journal::LogReader;
+use crate::limits::SEQNOS_SKIPPED;
+use crate::pool::Pool;
+use crate::units::{BLOCK_BYTES, BlockNo, Seqno, VolumeId};
+
+/// A rare state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rare {
+    /// The journal has gone once around in one life.
+    JournalLap,
+    /// Replay made the map of a volume higher.
+    SplitInReplay,
+    /// A checkpoint was written in a pool that refuses growth.
+    CheckpointWhenFull,
+    /// An operation was refused because the pool was full.
+    Refused,
+    /// The recovery from a crash in the recovery from a crash in a recovery.
+    ThirdCut,
+    /// A volume was copied whose root no checkpoint had seen.
+    CopyOfFreshRoot,
+    /// The power failed while deletions were under way.
+    DeletionCut,
+    /// A freed block waited for its reader or its discard.
+    FreedBlockWaited,
+    /// Of two writes to parts of one block the second had to merge again.
+    MergeOvertaken,
+    /// The power failed while what a killed process had left was being recovered.
+    RecoveryFromKillCut,
+    /// Of the superblock only one copy was whole, or the two were of different checkpoints.
+    HalfSuperblock,
+    /// Records were found behind the last one whose data was there: replay ended before them.
+    LogEndedEarly,
+}
+
+impl Rare {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::JournalLap,
+        Self::SplitInReplay,
+        Self::CheckpointWhenFull,
+        Self::Refused,
+        Self::ThirdCut,
+        Self::CopyOfFreshRoot,
+        Self::DeletionCut,
+        Self::FreedBlockWaited,
+        Self::MergeOvertaken,
+        Self::RecoveryFromKillCut,
+        Self::HalfSuperblock,
+        Self::LogEndedEarly,
+    ];
+
+    /// For people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::JournalLap => "journal went around",
+            Self::SplitInReplay => "map grew a level in replay",
+            Self::CheckpointWhenFull => "checkpoint in a full pool",
+            Self::Refused => "growth refused",
+            Self::ThirdCut => "cut in the recovery of a recovery",
+            Self::CopyOfFreshRoot => "copy of a root that no checkpoint has seen",
+            Self::DeletionCut => "cut while deletions were under way",
+            Self::FreedBlockWaited => "freed block waited for reader or discard",
+            Self::MergeOvertaken => "merge overtaken",
+            Self::RecoveryFromKillCut => "cut in the recovery from a kill",
+            Self::HalfSuperblock => "superblock written at one end only",
+            Self::LogEndedEarly => "log ended before records without data",
+        }
+    }
+}
+
+/// How often each was met.
+#[derive(Debug, Default)]
+pub struct Rares {
+    counts: RefCell<BTreeMap<Rare, u64>>,
+}
+
+impl Rares {
+    /// One was met.
+    pub fn met(&self, rare: Rare) {
+        *self.counts.borrow_mut().entry(rare).or_default() += 1;
+    }
+
+    /// How often one was met.
+    #[must_use]
+    pub fn count(&self, rare: Rare) -> u64 {
+        self.counts.borrow().get(&rare).copied().unwrap_or_default()
+    }
+
+    /// An operation is about to be done.
+    pub(super) fn before(&self, pool: &Pool, op: &Op) {
+        let Op::Create(births) = op else { return };
+        let inner = pool.core.lock();
+        let fresh = |source: &String| {
+            let volume = inner.state.names.get(source).and_then(|id| inner.state.volume(*id));
+            let root = volume.and_then(|volume| volume.entry.root.as_ref());
+            root.is_some_and(|root| root.ptr.birth > inner.state.seal)
+        };
+        if births.iter().filter_map(|birth| birth.source.as_ref()).any(fresh) {
+            self.met(Rare::CopyOfFreshRoot);
+        }
+    }
+
+    /// An operation was done, or refused.
+    pub(super) fn after(&self, pool: &Pool, op: &Op, refused: bool) {
+        if refused {
+            self.met(Rare::Refused);
+        }
+        let (full, around) = {
+            let inner = pool.core.lock();
+            let full = inner.state.space.free() <= inner.growth_reserve();
+            (full, inner.journal.appended_bytes() > inner.journal.ring_bytes() + BLOCK_BYTES)
+        };
+        if full && matches!(op, Op::Checkpoint | Op::Reopen) && !refused {
+            self.met(Rare::CheckpointWhenFull);
+        }
+        if around && matches!(op, Op::Flush | Op::Checkpoint) {
+            self.met(Rare::JournalLap);
+        }
+    }
+
+    /// The power may fail now.
+    pub(super) fn at_moment(&self, pool: &Pool) {
+        let inner = pool.core.lock();
+        let deleting = inner.drops_pending > 0;
+        let waits = inner.state.reuse.waiting().next().is_some();
+        drop(inner);
+        if deleting {
+            self.met(Rare::DeletionCut);
+        }
+        if waits {
+            self.met(Rare::FreedBlockWaited);
+        }
+    }
+}
+
+/// What an image says of the recovery to come.
+pub(super) struct Facts {
+    /// Levels of the maps in the last checkpoint.
+    levels: BTreeMap<VolumeId, u8>,
+    seal: Seqno,
+    /// Records behind it.
+    records: u64,
+    /// Whether the newest superblock is at one end only.
+    half: bool,
+}
+
+impl Facts {
+    /// The facts of an image in which there is a checkpoint; else none.
+    pub(super) fn of(image: &SimImage) -> Self {
+        let sim = SimDisk::from_image(image.clone(), 0, SimOptions::default());
+        let facts = sim.run(async {
+            let disk = sim.disk();
+            let superblock = load::superblock(&disk).await.ok()?;
+            let catalogue = load::catalogue(&disk, &superblock).await.ok()?.catalogue;
+            let roots = catalogue.volumes.iter().filter_map(|v| Some((v.id, v.root.as_ref()?)));
+            let levels = roots.map(|(id, root)| (id, root.level)).collect();
+            let slot = u64::from(superblock.generation.get()) % SUPER_SLOTS;
+            let blocks = image.blocks().len_blocks();
+            let mut half = false;
+            for place in [slot, blocks - SUPER_SLOTS + slot] {
+                let found = load::superblock_at(&disk, slot, BlockNo::new(place)).await;
+                half |= found.is_err() || found.is_ok_and(|found| found != superblock);
+            }
+            let mut log = LogReader::behind(&disk, &superblock);
+            let mut records = 0;
+            while log.next().await.ok()?.is_some() {
+                records += 1;
+            }
+            Some(Self { levels, seal: superblock.seal, records, half })
+        });
+        facts.flatten().expect("a crash leaves a checkpoint that can be read")
+    }
+
+    /// What the recovery was like.
+    pub(super) fn compare(&self, pool: &Pool, rares: &Rares) {
+        let inner = pool.core.lock();
+        let state = &inner.state;
+        let grown = |(id, volume): (&VolumeId, &std::sync::Arc<crate::state::Volume>)| {
+            let level = volume.entry.root.as_ref().map_or(0, |root| root.level);
+            self.levels.get(id).is_some_and(|before| *before < level)
+        };
+        if state.volumes.iter().any(grown) {
+            rares.met(Rare::SplitInReplay);
+        }
+        let replayed = state.seqno.get() - self.seal.plus(SEQNOS_SKIPPED).get();
+        if replayed < self.records {
+            rares.met(Rare::LogEndedEarly);
+        }
+        if self.half {
+            rares.met(Rare::HalfSuperblock);
+        }
+    }
+}
