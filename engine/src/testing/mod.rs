@@ -10,6 +10,7 @@
 
 pub mod crash;
 pub mod damage;
+pub mod fuzz;
 pub mod gen_ops;
 pub mod model;
 pub mod run;
