@@ -13,6 +13,7 @@ pub mod case;
 pub mod crash;
 pub mod damage;
 pub mod distinct;
+pub mod fuzz;
 pub mod gen_ops;
 pub mod model;
 pub mod rare;
