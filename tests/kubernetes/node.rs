@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use serde_json::Value;
+use rustix::thread::{CapabilitySet, capabilities};
+use serde_json::{Value, json};
 
 use crate::cluster::Places;
 use crate::kubectl::{Id, Kubectl, PATIENCE};
@@ -71,12 +72,28 @@ impl<'a> Node<'a> {
         self.running(pod)
     }
 
-    /// Grows a claim, and waits until the claim says so.
-    pub(crate) fn grow(&self, (namespace, claim): Id<'_>, size: &str) -> Result<()> {
-        let patch =
-            format!("{{\"spec\":{{\"resources\":{{\"requests\":{{\"storage\":\"{size}\"}}}}}}}}");
-        self.kubectl.run(&["patch", "pvc", claim, "-n", namespace, "-p", &patch])?;
-        self.kubectl.wait("pvc", (namespace, claim), ("{.status.capacity.storage}", size))
+    /// Asks for more space.
+    pub(crate) fn ask(&self, (namespace, claim): Id<'_>, size: &str) -> Result<()> {
+        let patch = json!({"spec": {"resources": {"requests": {"storage": size}}}}).to_string();
+        self.kubectl.run(&["patch", "pvc", claim, "-n", namespace, "-p", &patch]).map(drop)
+    }
+
+    /// Waits until a claim has it. The kubelet looks at a pod that runs every minute or two.
+    pub(crate) fn grown(&self, claim: Id<'_>, size: &str) -> Result<()> {
+        self.kubectl.wait("pvc", claim, ("{.status.capacity.storage}", size))
+    }
+
+    /// Waits until a claim says why its node cannot make it larger.
+    pub(crate) fn not_grown(&self, claim: Id<'_>, word: &str) -> Result<String> {
+        until("the reason in the claim", PATIENCE, || {
+            let conditions = self.kubectl.object("pvc", claim)?["status"]["conditions"].take();
+            let mut messages = conditions.as_array().into_iter().flatten();
+            let found = messages.find_map(|condition| {
+                let message = condition["message"].as_str()?;
+                message.contains(word).then(|| format!("{}: {message}", condition["type"]))
+            });
+            Ok(Seen::of(found, || conditions.to_string()))
+        })
     }
 
     /// The pool, the cluster and the machine without a volume.
@@ -93,4 +110,11 @@ impl<'a> Node<'a> {
         })?;
         Ok("no volume in the pool, no object, no mount".to_owned())
     }
+}
+
+/// Whether the kernel lets an ext4 grow while it is mounted; some machines take that right even
+/// from root.
+pub(crate) fn grows_mounted() -> bool {
+    let own = capabilities(None);
+    own.is_ok_and(|own| own.effective.contains(CapabilitySet::SYS_RESOURCE))
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::kubectl::{Kubectl, PATIENCE};
-use crate::node::{NODE, Node};
+use crate::node::{NODE, Node, grows_mounted};
 use crate::objects::{Claim, DEVICE, MOUNT, Source, namespace, snapshot};
 use crate::process::{Seen, until};
 use crate::report::Report;
@@ -22,6 +22,7 @@ pub(crate) fn run(node: &mut Node<'_>, report: &mut Report) -> Result<()> {
     report.case("pods: a raw device and its clone", || raw(node))?;
     report.case("pods: a snapshot is a way back", || way_back(node))?;
     report.case("pods: a claim grows while it is used", || grows(node))?;
+    report.case("pods: an ext4 grows", || grows_ext4(node))?;
     report.case("pods: limits change while a claim is used", || modify(node))?;
     report.case("pods: a clone of what was never used is refused in words", || unused(node))?;
     report.case("pods: adapter and kubelet come again", || come_again(node))?;
@@ -98,7 +99,8 @@ fn raw(node: &Node<'_>) -> Result<String> {
     ensure!(copied == written, "{written} and {copied}");
     fill(kubectl, "raw-copy", DEVICE)?;
     ensure!(sum(kubectl, "raw", DEVICE)? == written, "the source has changed");
-    node.grow((NS, "raw"), "128Mi")?;
+    node.ask((NS, "raw"), "128Mi")?;
+    node.grown((NS, "raw"), "128Mi")?;
     let size = kubectl.exec((NS, "raw"), &format!("blockdev --getsize64 {DEVICE}"))?;
     ensure!(size == (128_u64 << 20).to_string(), "{size}");
     kubectl.delete(NS, &["pod/raw", "pvc/raw", "pod/raw-copy", "pvc/raw-copy"])?;
@@ -128,14 +130,38 @@ fn way_back(node: &Node<'_>) -> Result<String> {
 
 fn grows(node: &Node<'_>) -> Result<String> {
     let kubectl = node.kubectl;
-    let claim = Claim::new(NS, "grows", "1Gi");
+    let claim = Claim { class: "pando-frozen", ..Claim::new(NS, "grows", "1Gi") };
     node.up(&[claim.object(), claim.pod()], (NS, "grows"))?;
     let before = df(kubectl, "grows")?;
     let since = Instant::now();
-    node.grow((NS, "grows"), "3Gi")?;
+    node.ask((NS, "grows"), "3Gi")?;
+    node.grown((NS, "grows"), "3Gi")?;
     let (took, after) = (since.elapsed(), df(kubectl, "grows")?);
     ensure!(after > before * 28 / 10, "{before} and {after} KiB");
-    Ok(format!("{before} to {after} KiB in {:.1} s", took.as_secs_f64()))
+    Ok(format!("xfs, {before} to {after} KiB in {:.1} s", took.as_secs_f64()))
+}
+
+/// An ext4 grows while it is mounted where processes may have the right to it, else with the next
+/// pod.
+fn grows_ext4(node: &Node<'_>) -> Result<String> {
+    let kubectl = node.kubectl;
+    let claim = Claim::new(NS, "ext4", "1Gi");
+    node.up(&[claim.object(), claim.pod()], (NS, "ext4"))?;
+    let before = df(kubectl, "ext4")?;
+    node.ask((NS, "ext4"), "3Gi")?;
+    let how = if grows_mounted() {
+        "while it is mounted".to_owned()
+    } else {
+        let reason = node.not_grown((NS, "ext4"), "CAP_SYS_RESOURCE")?;
+        kubectl.delete(NS, &["pod/ext4"])?;
+        node.up(&[claim.pod()], (NS, "ext4"))?;
+        format!("with its next pod, {reason}")
+    };
+    node.grown((NS, "ext4"), "3Gi")?;
+    let after = df(kubectl, "ext4")?;
+    ensure!(after > before * 28 / 10, "{before} and {after} KiB");
+    kubectl.delete(NS, &["pod/ext4", "pvc/ext4"])?;
+    Ok(format!("{before} to {after} KiB {how}"))
 }
 
 fn modify(node: &Node<'_>) -> Result<String> {
