@@ -227,13 +227,14 @@ impl Control<'_> {
         let claim = |name| self.claim_of(name);
         let smaller = claim("smaller").from(Source::Claim("large"));
         let mode = Claim { block: true, size: "2Gi", ..claim("mode").from(Source::Claim("large")) };
-        let cases: [(Claim<'_>, &[&str]); 6] = [
+        let cases: [(Claim<'_>, &[&str]); 7] = [
             (Claim { class: "typo", ..claim("typo") }, &["frieze", "unknown"]),
             (Claim { class: "fast", ..claim("fast") }, &["zfs"]),
-            (smaller, &["smaller", "large"]),
+            (smaller, &["greater than or equal in size"]),
             (claim("orphan").from(Source::Claim("nobody")), &["nobody"]),
             (claim("torn").from(Source::Snapshot("never")), &["never"]),
-            (mode, &["olume"]),
+            (mode, &["same volume mode"]),
+            (Claim { access: "ReadWriteMany", ..claim("shared") }, &["MULTI_NODE_MULTI_WRITER"]),
         ];
         let mut seen = Vec::new();
         for (claim, words) in &cases {

@@ -102,8 +102,10 @@ impl<'a> Node<'a> {
             let pool = self.storage.volumes();
             let objects = self.kubectl.run(&["get", "pv,volumesnapshotcontents", "-o", "name"])?;
             let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-            let mounts: Vec<&str> =
-                mounts.lines().filter(|line| line.contains("kubernetes.io~csi")).collect();
+            let mounts: Vec<&str> = mounts
+                .lines()
+                .filter(|line| line.contains("kubernetes.io~csi") || line.contains(DRIVER))
+                .collect();
             let left = (pool.is_empty(), objects.trim().is_empty(), mounts.is_empty());
             let state = || format!("{pool:?} {objects} {mounts:?}");
             Ok(Seen::is(left == (true, true, true), state))

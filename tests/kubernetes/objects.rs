@@ -32,13 +32,22 @@ pub(crate) struct Claim<'a> {
     pub(crate) source: Source<'a>,
     /// Whether it is a raw device.
     pub(crate) block: bool,
+    pub(crate) access: &'a str,
 }
 
 impl<'a> Claim<'a> {
-    /// One of the namespace `control` or `pods` with a file system, of the class `pando`.
+    /// One with a file system for one node, of the class `pando`.
     pub(crate) const fn new(namespace: &'a str, name: &'a str, size: &'a str) -> Self {
         let source = Source::Nothing;
-        Self { namespace, name, class: "pando", size, source, block: false }
+        Self {
+            namespace,
+            name,
+            class: "pando",
+            size,
+            source,
+            block: false,
+            access: "ReadWriteOnce",
+        }
     }
 
     pub(crate) const fn from(self, source: Source<'a>) -> Self {
@@ -52,7 +61,7 @@ impl<'a> Claim<'a> {
             "metadata": {"name": self.name, "namespace": self.namespace},
             "spec": {
                 "storageClassName": self.class,
-                "accessModes": ["ReadWriteOnce"],
+                "accessModes": [self.access],
                 "volumeMode": if self.block { "Block" } else { "Filesystem" },
                 "resources": {"requests": {"storage": self.size}},
             },
