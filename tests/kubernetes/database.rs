@@ -271,7 +271,13 @@ impl Database<'_> {
         } else {
             self.node.not_grown((NS, CLAIM), "CAP_SYS_RESOURCE")?;
             self.load = None;
-            self.node.kubectl.delete(NS, &["pod/postgres-0"])?;
+            let staged = self.node.staged()?;
+            let scale = |replicas: &str| {
+                self.node.kubectl.run(&["scale", "-n", NS, "statefulset/postgres", replicas])
+            };
+            scale("--replicas=0")?;
+            self.node.unstaged(staged - 1)?;
+            scale("--replicas=1")?;
             self.node.grown((NS, CLAIM), "120Gi")?;
             self.answers(SOURCE)?;
             self.load()?;

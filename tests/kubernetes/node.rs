@@ -96,22 +96,39 @@ impl<'a> Node<'a> {
         })
     }
 
+    /// How many volumes are staged. A pod that comes before the volume of its predecessor is not
+    /// staged any more finds it as it was.
+    pub(crate) fn staged(&self) -> Result<usize> {
+        Ok(mounts()?.iter().filter(|line| line.contains("/globalmount ")).count())
+    }
+
+    /// Waits until no more than so many are.
+    pub(crate) fn unstaged(&self, left: usize) -> Result<()> {
+        until("the end of a staging", PATIENCE, || {
+            let staged = self.staged()?;
+            Ok(Seen::is(staged <= left, || format!("{staged} and not {left}")))
+        })
+    }
+
     /// The pool, the cluster and the machine without a volume.
     pub(crate) fn empty(&self) -> Result<String> {
         until("the end of all volumes", PATIENCE, || {
             let pool = self.storage.volumes();
             let objects = self.kubectl.run(&["get", "pv,volumesnapshotcontents", "-o", "name"])?;
-            let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-            let mounts: Vec<&str> = mounts
-                .lines()
-                .filter(|line| line.contains("kubernetes.io~csi") || line.contains(DRIVER))
-                .collect();
+            let mounts = mounts()?;
             let left = (pool.is_empty(), objects.trim().is_empty(), mounts.is_empty());
             let state = || format!("{pool:?} {objects} {mounts:?}");
             Ok(Seen::is(left == (true, true, true), state))
         })?;
         Ok("no volume in the pool, no object, no mount".to_owned())
     }
+}
+
+/// The mounts of volumes.
+fn mounts() -> Result<Vec<String>> {
+    let all = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let of_volume = |line: &&str| line.contains("/kubernetes.io~csi/") || line.contains(DRIVER);
+    Ok(all.lines().filter(of_volume).map(str::to_owned).collect())
 }
 
 /// Whether the kernel lets an ext4 grow while it is mounted; some machines take that right even
