@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Everything that is built for tests, with one set of features, so that it is built once.
 FEATURES := pando-engine/daemon,pando-engine/testing
 
-.PHONY: help run test check bench fuzz-smoke prove clean-run
+.PHONY: help run test check bench fuzz-smoke kubernetes prove clean-run
 
 help:
 	@echo 'make run         build, make a pool in a file, show a clone of real data with numbers'
@@ -12,6 +12,7 @@ help:
 	@echo 'make check       format, lints, documentation, licences'
 	@echo 'make bench       benchmarks'
 	@echo 'make fuzz-smoke  a minute of each fuzz target'
+	@echo 'make kubernetes  build a Kubernetes, run pods and a database on volumes and clones'
 	@echo 'make prove       with HOURS=n: every campaign of crashes, faults and kills, and a report'
 	@echo 'make clean-run   remove what `make run` made'
 
@@ -33,6 +34,9 @@ bench:
 
 fuzz-smoke:
 	@scripts/fuzz-smoke
+
+kubernetes:
+	@scripts/kubernetes $(ARGS)
 
 prove:
 	@scripts/prove '$(HOURS)' $(ARGS)

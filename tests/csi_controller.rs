@@ -363,6 +363,10 @@ fn capacity_is_what_may_still_be_promised() {
         mount_with("ext4", &[], csi::volume_capability::access_mode::Mode::MultiNodeMultiWriter);
     let many = csi::GetCapacityRequest { volume_capabilities: vec![shared], ..Default::default() };
     assert_eq!(ask(many).available_capacity, 0);
+    // What is wrong with a class is said by CreateVolume, which is not called without room.
+    let wrong = BTreeMap::from([("frieze".to_owned(), "true".to_owned())]);
+    let wrong = csi::GetCapacityRequest { parameters: wrong, ..Default::default() };
+    assert_eq!(ask(wrong).available_capacity, less.available_capacity);
 }
 
 #[test]

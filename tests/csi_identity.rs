@@ -4,7 +4,9 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::time::Duration;
 
 use pando_csi::proto::csi;
 use pando_csi::proto::csi::identity_client::IdentityClient;
@@ -99,6 +101,52 @@ fn it_makes_itself_known_to_kubelet() {
     let refusal = reg::RegistrationStatus { plugin_registered: false, error: "why".to_owned() };
     csi.answer(client.notify_registration_status(refusal)).expect("an answer");
     assert!(csi.log().contains("kubelet refuses the driver"));
+}
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).expect("a short frame");
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream][..], payload].concat()
+}
+
+/// A field of a call, whose name is in the table of HTTP/2 at `index`.
+fn field(index: u8, value: &str) -> Vec<u8> {
+    let length = u8::try_from(value.len()).expect("a short text");
+    [&[0x40 | index, length][..], value.as_bytes()].concat()
+}
+
+/// kubelet looks for plugins with a client in Go that says the path of the socket for `:authority`,
+/// which is none: HTTP/2 as tonic knows it ends such a call with a reset.
+#[test]
+fn the_path_of_the_socket_is_taken_for_an_authority() {
+    const HEADERS: u8 = 1;
+    let system = System::start("256MiB");
+    let directory = system.path().join("plugins_registry");
+    let _csi = Csi::with(&system, &["--registration-dir", tools::text(&directory)]);
+    let socket = directory.join("csi.pando.dev-reg.sock");
+    let mut stream = UnixStream::connect(&socket).expect("a socket");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a limit");
+    let path = "/pluginregistration.Registration/GetInfo";
+    let authority = tools::text(&socket).replace('/', "%2F");
+    let method_and_scheme = [0x83, 0x86];
+    let fields = [field(4, path), field(1, &authority), field(31, "application/grpc")].concat();
+    let call = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[]),
+        frame(HEADERS, 4, 1, &[&method_and_scheme[..], &fields].concat()),
+        frame(0, 1, 1, &[0; 5]),
+    ];
+    stream.write_all(&call.concat()).expect("sent");
+    let answer = loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).expect("a frame");
+        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+        stream.read_exact(&mut vec![0; length]).expect("a payload");
+        if head[8] == 1 {
+            break head[3];
+        }
+    };
+    assert_eq!(answer, HEADERS, "the kind of the first frame of the call");
 }
 
 #[test]

@@ -72,15 +72,17 @@ fn files(directory: &Path) -> Vec<String> {
 
 /// All documents, strictly decoded. None if the decoder is not there.
 fn documents() -> Option<Documents> {
-    if !present(&[DECODER]) {
-        return None;
-    }
     let paths = [files(&directory()), files(&directory().join("examples"))].concat();
-    assert!(paths.len() >= 4, "{paths:?}");
-    let printed = output(DECODER, &paths);
+    assert!(paths.len() >= 7, "{paths:?}");
+    present(&[DECODER]).then(|| decoded(&paths))
+}
+
+/// The documents of some files.
+fn decoded(paths: &[String]) -> Documents {
+    let printed = output(DECODER, paths);
     let said = String::from_utf8_lossy(&printed.stderr);
     assert!(printed.status.success(), "{said}");
-    Some(Documents(serde_json::from_slice(&printed.stdout).expect("a list")))
+    Documents(serde_json::from_slice(&printed.stdout).expect("a list"))
 }
 
 struct Documents(Vec<Value>);
@@ -275,6 +277,28 @@ fn claims_and_their_sources_fit() {
                 let key = (namespace.to_owned(), claim.to_owned());
                 assert!(claims.contains_key(&key), "{claim}");
             }
+        }
+    }
+}
+
+/// A claim has a file system once its first pod has it mounted. If it is applied together with a
+/// clone of it, that is made before, and can never be mounted.
+#[test]
+fn a_claim_and_its_copy_are_not_applied_at_once() {
+    if !present(&[DECODER]) {
+        return;
+    }
+    for path in files(&directory().join("examples")) {
+        let documents = decoded(std::slice::from_ref(&path));
+        let claims = documents.claims();
+        for ((namespace, name), claim) in &claims {
+            let Some(source) = claim["dataSource"]["name"].as_str() else { continue };
+            let of_snapshot = documents.of("VolumeSnapshot").find(|s| named(s).1 == source);
+            let origin = of_snapshot.map_or(source, |snapshot| {
+                word(&snapshot["spec"]["source"]["persistentVolumeClaimName"])
+            });
+            let together = claims.contains_key(&(namespace.clone(), origin.to_owned()));
+            assert!(!together, "{path}: {name} is applied together with {origin}");
         }
     }
 }

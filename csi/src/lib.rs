@@ -23,6 +23,7 @@
 #![deny(unsafe_code)]
 
 mod adapter;
+mod authority;
 pub mod config;
 mod controller;
 mod daemon;

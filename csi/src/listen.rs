@@ -7,10 +7,12 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_stream::{Stream, StreamExt};
 use tracing::warn;
+
+use crate::authority::Lenient;
 
 /// A socket's name in the file system; gone with this.
 pub(crate) struct SocketFile(PathBuf);
@@ -30,7 +32,7 @@ impl Drop for SocketFile {
 /// Another process listens there, or something else is there.
 pub(crate) fn bind(
     path: &Path,
-) -> Result<(impl Stream<Item = io::Result<UnixStream>> + use<>, SocketFile)> {
+) -> Result<(impl Stream<Item = io::Result<Lenient>> + use<>, SocketFile)> {
     let context = || format!("socket {}", path.display());
     if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(context)?;
@@ -61,7 +63,7 @@ pub(crate) fn bind(
         },
         Err(_) => true,
     });
-    Ok((peers, file))
+    Ok((peers.map(|accepted| accepted.map(Lenient::new)), file))
 }
 
 fn remove_stale(path: &Path) -> Result<()> {
@@ -80,6 +82,7 @@ fn remove_stale(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::net::UnixStream;
 
     #[tokio::test]
     async fn the_socket_is_for_its_owner_alone() {

@@ -31,6 +31,9 @@ use super::paths::Place;
 use super::request::Access;
 use super::{blocking, identity, mountinfo};
 
+/// What is wrong with a copy of a claim that no pod had used yet.
+const EMPTY_COPY: &str = "its source had no file system when it was copied (make the copy again \
+                          once a pod has used the source)";
 /// Mounts on top of each other at one place that are cleared away.
 const STACKED_MAX: usize = 8;
 
@@ -123,7 +126,7 @@ async fn held_kind(volume: &v1::Volume, device: &Device) -> Result<Kind, Status>
     match fs::probe(&device.path).await? {
         Found::FileSystem(kind) => Ok(kind),
         Found::Other(what) => Err(unusable(&volume.name, &format!("holds {what}"))),
-        Found::Nothing => Err(unusable(&volume.name, "has a source, but no file system")),
+        Found::Nothing => Err(unusable(&volume.name, EMPTY_COPY)),
     }
 }
 
@@ -183,7 +186,7 @@ async fn prepare(
         Found::FileSystem(found) if found == kind => None,
         Found::FileSystem(found) => Some(format!("holds {found}, not {kind}")),
         Found::Other(what) => Some(format!("holds {what}, not {kind}")),
-        Found::Nothing if clone => Some("has a source, but no file system".to_owned()),
+        Found::Nothing if clone => Some(EMPTY_COPY.to_owned()),
         Found::Nothing => Some("holds data, but no file system that is known".to_owned()),
     };
     if let Some(what) = what {
