@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use crate::process::{Seen, until};
 
-/// Longest time for what a controller does of itself.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// Longest time for what a controller does of itself. kubelet looks at a pod that runs every minute
+/// and a half.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// `kubectl` with the rights of an administrator.
 #[derive(Clone)]

@@ -11,13 +11,14 @@ use rustix::fs::{Dir, Mode, OFlags, openat};
 use tonic::Status;
 
 use crate::adapter::Adapter;
+use crate::daemon::by_number;
 
 use super::device::{Device, Owner, owner};
 use super::mount::{self, Unmount};
 use super::options::MountOptions;
 use super::paths::Place;
 use super::request::Access;
-use super::stage::{devices, targets, unmount_all};
+use super::stage::{devices, stage, targets, unmount_all};
 use super::{blocking, fs::Kind};
 
 /// What to publish, and where.
@@ -40,11 +41,40 @@ pub(crate) async fn publish(
     publication: Publication,
 ) -> Result<(), Status> {
     let name = volume.name.clone();
+    let mut attachment = attachment;
+    if died(adapter, volume, attachment.clone(), &publication).await? {
+        tracing::warn!(volume = name, "stages it again: its device died with an earlier daemon");
+        let before = (volume, attachment.is_some());
+        stage(adapter, before, &publication.staging, &publication.access).await?;
+        attachment = adapter.daemon.find(by_number(volume.id)).await?.and_then(|found| found.1);
+    }
     let attachment = attachment
         .ok_or_else(|| Status::failed_precondition(format!("volume {name} is not staged")))?;
     let device = Device::verify(&attachment, volume.id)?;
     let (_, live) = devices(adapter, Some((volume.id, None))).await?;
     blocking(move || publish_now(&name, &device, &live, &publication)).await
+}
+
+/// Whether the file system of this volume was staged on a device that is dead now. kubelet does not
+/// stage it again as long as it has a pod for it, and it has one if the next is there when the
+/// last one goes.
+async fn died(
+    adapter: &Adapter,
+    volume: &v1::Volume,
+    attachment: Option<v1::Attachment>,
+    publication: &Publication,
+) -> Result<bool, Status> {
+    if matches!(publication.access, Access::Block { .. }) {
+        return Ok(false);
+    }
+    let (device, live) = devices(adapter, Some((volume.id, attachment))).await?;
+    let path = publication.staging.clone();
+    blocking(move || {
+        let staging = Place::find("staging_target_path", &path)?;
+        let mounted = staging.map(|place| place.mount()).transpose()?.flatten();
+        Ok(mounted.is_some_and(|found| owner(&found, device.as_ref(), &live) == Owner::Dead))
+    })
+    .await
 }
 
 fn publish_now(
