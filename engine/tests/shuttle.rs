@@ -13,5 +13,11 @@ mod harness;
 mod history;
 #[path = "shuttle/shard.rs"]
 mod shard;
+#[path = "../src/daemon/uses.rs"]
+#[expect(dead_code, reason = "the rest of the daemon is not built with the feature `shuttle`")]
+mod uses;
 #[path = "shuttle/wake.rs"]
 mod wake;
+
+// Where `uses.rs` looks for them.
+use pando_engine::{error, pool, sync, units};

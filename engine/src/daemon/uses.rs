@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::VolumeInfo;
+use crate::sync::Mutex;
 use crate::units::VolumeId;
 
 /// Who uses a volume at present.
@@ -130,7 +129,7 @@ impl Drop for Claim {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use super::*;
     use crate::pool::{IoLimits, Source};

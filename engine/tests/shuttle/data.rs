@@ -4,21 +4,21 @@ use std::sync::Arc;
 
 use pando_engine::testing::Config;
 
-use crate::explore::explore;
+use crate::explore::{explore, explore_slow};
 use crate::harness::{Race, Start, filled, shard, volumes};
 
 fn config() -> Config {
     Config { pool_blocks: 300, journal_blocks: 8, ..Config::default() }
 }
 
-/// Two volumes of 12 blocks in a pool that has hardly more than its reserve left: a block that was
-/// freed is taken again soon.
+/// Two volumes of 16 blocks in a pool that has no more left than both of them take once more: each
+/// write of a whole volume waits for the blocks of the one before it, and gets them at once.
 fn nearly_full(config: Config) -> Arc<Start> {
     let made = vec![
-        volumes(&[("a", 12), ("b", 12), ("rest", 256)]),
-        filled("a", 0, 12),
-        filled("b", 0, 12),
-        filled("rest", 0, 190),
+        volumes(&[("a", 16), ("b", 16), ("rest", 256)]),
+        filled("a", 0, 16),
+        filled("b", 0, 16),
+        filled("rest", 0, 182),
     ];
     Start::after(config, made)
 }
@@ -88,22 +88,22 @@ fn parts_of_one_block() {
 #[test]
 fn readers_and_reuse() {
     let start = nearly_full(config());
-    explore("data::readers_and_reuse", move || {
-        let reader = || {
-            shard(|s| async move {
+    explore_slow("data::readers_and_reuse", move || {
+        let reader = |volume: &'static str| {
+            shard(move |s| async move {
                 for _ in 0..3 {
-                    s.read("a", 0, 4).await;
+                    s.read(volume, 0, 4).await;
                 }
             })
         };
         let writer = shard(|s| async move {
-            for _ in 0..3 {
-                s.write_or_not("a", 0, 32).await;
+            for _ in 0..2 {
+                s.write_or_not("a", 0, 128).await;
+                s.write_or_not("b", 0, 128).await;
                 s.checkpoint().await;
-                s.write_or_not("b", 0, 12 * 8).await;
             }
         });
-        Race::new(&start).cut_within(120).run(vec![reader(), reader(), writer]);
+        Race::new(&start).cut_within(120).run(vec![reader("a"), reader("b"), writer]);
     });
 }
 
@@ -111,22 +111,20 @@ fn readers_and_reuse() {
 #[test]
 fn discards_and_reuse() {
     let start = nearly_full(Config { discard: true, ..config() });
-    explore("data::discards_and_reuse", move || {
+    explore_slow("data::discards_and_reuse", move || {
         let writer = |volume: &'static str| {
             shard(move |s| async move {
-                for _ in 0..2 {
-                    s.write_or_not(volume, 0, 12 * 8).await;
-                    s.discard(volume, 3, 6).await;
-                    s.checkpoint().await;
-                    s.write_or_not(volume, 3 * 8, 6 * 8).await;
+                for _ in 0..3 {
+                    s.write_or_not(volume, 0, 128).await;
                 }
-                s.read(volume, 0, 12).await;
+                s.read(volume, 0, 16).await;
             })
         };
         let checkpoints = shard(|s| async move {
             s.checkpoint().await;
-            s.read("a", 0, 12).await;
-            s.read("b", 0, 12).await;
+            s.discard("a", 3, 6).await;
+            s.checkpoint().await;
+            s.read("a", 0, 16).await;
         });
         Race::new(&start).cut_within(160).run(vec![writer("a"), writer("b"), checkpoints]);
     });
@@ -139,7 +137,7 @@ fn evictions_and_look_ups() {
     let mut made = vec![volumes(&[("a", 450)])];
     made.extend((0..150).map(|n| filled("a", 3 * n, 1)));
     let start = Start::after(config, made);
-    explore("data::evictions_and_look_ups", move || {
+    explore_slow("data::evictions_and_look_ups", move || {
         let user = |number: u64| {
             shard(move |mut s| async move {
                 for _ in 0..3 {

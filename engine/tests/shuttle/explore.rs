@@ -34,6 +34,11 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
 }
 
+/// Whether there is time.
+pub(crate) fn is_campaign() -> bool {
+    env::var_os("PANDO_SHUTTLE_SECONDS").is_some()
+}
+
 fn config(seconds: Option<f64>) -> Config {
     let mut config = Config::new();
     config.stack_size = STACK_BYTES;
@@ -52,6 +57,21 @@ pub(crate) fn once(work: impl FnOnce() + Send + 'static) {
 
 /// Explores schedules of `race`, which is the body of the test `name`.
 pub(crate) fn explore<F>(name: &'static str, race: F)
+where
+    F: Fn() + Send + Sync + Clone + 'static,
+{
+    explore_some(name, 1, race);
+}
+
+/// As [`explore`], of a race that takes some times as long as others: as many times fewer schedules.
+pub(crate) fn explore_slow<F>(name: &'static str, race: F)
+where
+    F: Fn() + Send + Sync + Clone + 'static,
+{
+    explore_some(name, 4, race);
+}
+
+fn explore_some<F>(name: &'static str, fewer: usize, race: F)
 where
     F: Fn() + Send + Sync + Clone + 'static,
 {
@@ -84,7 +104,7 @@ where
         text.parse::<f64>().unwrap_or_else(|e| panic!("PANDO_SHUTTLE_SECONDS={text}: {e}")) / 2.0
     });
     let schedules = number("PANDO_SHUTTLE_SCHEDULES").map_or(SCHEDULES, to_usize);
-    let each = if half.is_some() { usize::MAX } else { schedules.div_ceil(2) };
+    let each = if half.is_some() { usize::MAX } else { schedules.div_ceil(2 * fewer) };
     let repeated = UncontrolledNondeterminismCheckScheduler::new(random(seed, REPEATED));
     Runner::new(repeated, config(None)).run(race.clone());
     let pct = PctScheduler::new_from_seed(seed, DEPTH, each);

@@ -13,7 +13,7 @@ use pando_engine::sync::thread;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-use crate::explore::{exhaust, explore};
+use crate::explore::{exhaust, explore, is_campaign};
 
 /// One thread wakes another, which is about to sleep, sleeps, or has not begun.
 #[test]
@@ -37,7 +37,7 @@ struct Gate {
 /// A task is woken twice, while it is polled as well: it sees what each wake-up was about.
 #[test]
 fn wake_ups_during_a_poll() {
-    exhaust("wake::wake_ups_during_a_poll", || {
+    let race = || {
         let gate = Arc::new(Mutex::new(Gate::default()));
         let opener = Arc::clone(&gate);
         let opener = thread::spawn(move || {
@@ -58,7 +58,12 @@ fn wake_ups_during_a_poll() {
             if gate.open == 2 { Poll::Ready(()) } else { Poll::Pending }
         }));
         opener.join().expect("a thread");
-    });
+    };
+    explore("wake::wake_ups_during_a_poll", race);
+    // Two million.
+    if is_campaign() {
+        exhaust("wake::wake_ups_during_a_poll", race);
+    }
 }
 
 /// Two threads wake two tasks of one executor.

@@ -27,7 +27,7 @@ const fn part(name: &'static str, share: u32, spread: Spread, command: &'static 
 }
 
 /// All parts. The shares are of the hours that were asked for; the last two are beside them.
-pub(crate) const PARTS: [Part; 12] = [
+pub(crate) const PARTS: [Part; 13] = [
     part(
         "simulation, short sequences",
         4,
@@ -44,7 +44,7 @@ pub(crate) const PARTS: [Part; 12] = [
     ),
     part(
         "simulation, random",
-        20,
+        17,
         Spread::Cores,
         "{programs}/pando-sim random --seeds {seeds} --seconds {seconds} --json",
     ),
@@ -54,6 +54,7 @@ pub(crate) const PARTS: [Part; 12] = [
         Spread::Cores,
         "{programs}/pando-sim faults --seeds {seeds} --seconds {seconds} --json",
     ),
+    part("schedules", 6, Spread::One, "scripts/shuttle --seconds {seconds} --seed {seed} --json"),
     part(
         "damage",
         8,
@@ -61,7 +62,7 @@ pub(crate) const PARTS: [Part; 12] = [
         "{programs}/pando-damage --seeds 1000000 --part {number}/{parts} --seconds {seconds} \
          --json",
     ),
-    part("fuzz", 20, Spread::Targets, "scripts/fuzz {target} {seconds_each}"),
+    part("fuzz", 17, Spread::Targets, "scripts/fuzz {target} {seconds_each}"),
     part(
         "kills",
         12,

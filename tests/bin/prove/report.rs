@@ -125,6 +125,8 @@ fn headlines(page: &mut String, whole: &Value) {
         ("of them distinct within their process", "simulation", "/distinct"),
         ("simulated seeds", "simulation", "/seeds"),
         ("simulated sequences of operations", "simulation", "/sequences"),
+        ("schedules of racing shards", "schedules", "/schedules"),
+        ("schedules of small races, all there are", "schedules", "/exhaustive"),
         ("damaged images opened", "damage", "/images"),
         ("SIGKILLs of the daemon", "kills", "/kills"),
         ("requests acknowledged to our own clients before a kill", "kills", "/acknowledged"),
