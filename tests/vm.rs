@@ -3,8 +3,8 @@
 
 use pando_tests::vm;
 
-/// What every kind of device must do: `tests/bin/guest/volumes.rs` and `kills.rs`.
-const CASES: [&str; 11] = [
+/// What every kind of device must do: `tests/bin/guest/volumes.rs`, `kills.rs` and `csi.rs`.
+const CASES: [&str; 21] = [
     "file systems",
     "shape",
     "discard",
@@ -14,8 +14,18 @@ const CASES: [&str; 11] = [
     "orderly restart",
     "identity",
     "deleted volume",
-    "fio",
     "ext4",
+    "coming and going",
+    "csi ext4",
+    "csi xfs",
+    "csi raw",
+    "csi repeated",
+    "csi read-only",
+    "csi stats",
+    "csi restart",
+    "csi reboot",
+    "csi kills, fio",
+    "csi kills, ext4",
 ];
 
 #[test]

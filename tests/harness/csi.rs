@@ -368,9 +368,20 @@ pub fn block() -> csi::VolumeCapability {
     }
 }
 
-/// A request for an empty volume.
+/// A request for an empty volume that is to be a loop device.
 #[must_use]
 pub fn request(
+    name: &str,
+    bytes: i64,
+    capability: &csi::VolumeCapability,
+) -> csi::CreateVolumeRequest {
+    request_of("loop", name, bytes, capability)
+}
+
+/// A request for an empty volume that is to be a device of this kind.
+#[must_use]
+pub fn request_of(
+    device: &str,
     name: &str,
     bytes: i64,
     capability: &csi::VolumeCapability,
@@ -379,7 +390,7 @@ pub fn request(
         name: name.to_owned(),
         capacity_range: Some(csi::CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
         volume_capabilities: vec![capability.clone()],
-        parameters: BTreeMap::from([("deviceKind".to_owned(), "loop".to_owned())]),
+        parameters: BTreeMap::from([("deviceKind".to_owned(), device.to_owned())]),
         ..Default::default()
     }
 }

@@ -7,7 +7,7 @@
 //! nbd      a blocking client of its own, also for requests that no good client sends
 //! devices  block devices and what the kernel says of them
 //! tools    programs of others: nbdcopy, qemu-io, fio, e2fsck
-//! csi      pando-csi beside that daemon, and its caller
+//! csi      pando-csi beside that daemon, and its caller; csi_cases: what it must do
 //! data     what is in a volume, without a device
 //! noise    bytes that say where they belong
 //! vm       a virtual machine, and a suite that runs inside
@@ -20,6 +20,7 @@
 
 pub mod cli;
 pub mod csi;
+pub mod csi_cases;
 pub mod data;
 pub mod devices;
 pub mod nbd;

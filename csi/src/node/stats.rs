@@ -98,7 +98,8 @@ fn usage(unit: Unit, total: u64, used: u64, available: u64) -> VolumeUsage {
 ///
 /// # Errors
 /// `NOT_FOUND`: it is not there; `OUT_OF_RANGE`: the volume is larger than allowed;
-/// `FAILED_PRECONDITION`: the file system cannot grow while it is mounted like this.
+/// `FAILED_PRECONDITION`: the file system cannot grow while it is mounted like this, or the device
+/// not while it is used.
 pub(crate) async fn expand(
     adapter: &Adapter,
     volume: v1::Volume,
@@ -111,7 +112,12 @@ pub(crate) async fn expand(
     let found = blocking(move || find(&volume, attachment.as_ref(), &path)).await?;
     size = grown(adapter, number, size, range.as_ref()).await?;
     let (device, at) = found;
-    let shown = device.size_bytes()?;
+    let mut shown = device.size_bytes()?;
+    if shown < size {
+        // Asked for again, the daemon tries it again, or says why that is of no use.
+        resize(adapter, number, size).await?;
+        shown = device.size_bytes()?;
+    }
     if shown < size {
         let path = device.path.display();
         let text = format!("volume {name} has {size} bytes, but its device {path} has {shown}");
@@ -147,9 +153,14 @@ async fn grown(
         return Ok(size);
     }
     // The controller should have done it, but a volume is of one node, and so is this call.
+    resize(adapter, volume, required).await
+}
+
+/// Gives a volume and its device a size; returns what the volume has then.
+async fn resize(adapter: &Adapter, volume: u64, size_bytes: u64) -> Result<u64, Status> {
     let request = v1::ModifyVolumeRequest {
         volume: Some(by_number(volume)),
-        size_bytes: Some(required),
+        size_bytes: Some(size_bytes),
         ..v1::ModifyVolumeRequest::default()
     };
     Ok(adapter.daemon.modify(request).await?.size_bytes)

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use pando_engine::daemon::{self, config::Config};
 use pando_engine::error::Result;
+use pando_engine::export::apart;
 
 /// Serves the volumes of a Pando pool.
 ///
@@ -58,6 +59,9 @@ impl Args {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = apart::run(std::env::args_os()) {
+        return code;
+    }
     let args = Args::parse();
     let done = args.configuration().and_then(|config| {
         if args.check_config {

@@ -1,5 +1,5 @@
 //! Whether anybody uses a block device, for kinds of devices that the kernel removes under their
-//! users' feet, and small facts that sysfs tells of one.
+//! users' feet, and small things that sysfs tells of one.
 
 use std::fs::{self, File};
 use std::os::linux::fs::MetadataExt;
@@ -20,11 +20,12 @@ const NODE_PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Takes a device for this process alone, so that nobody mounts it any more, and writes back what
-/// the kernel still holds for it. May block for as long as that takes.
+/// the kernel still holds for it; what that has met, if it fails. Blocks for as long as that takes,
+/// so it is for a process [apart](super::apart).
 ///
 /// # Errors
 /// `Busy` while it is mounted, held by another device, or open in a program that can be seen.
-pub(super) fn hold(node: &DeviceNode) -> Result<File> {
+pub(super) fn hold(node: &DeviceNode) -> Result<(File, Option<std::io::Error>)> {
     let since = Instant::now();
     loop {
         let refused = match try_hold(node) {
@@ -38,7 +39,7 @@ pub(super) fn hold(node: &DeviceNode) -> Result<File> {
     }
 }
 
-fn try_hold(node: &DeviceNode) -> Result<File> {
+fn try_hold(node: &DeviceNode) -> Result<(File, Option<std::io::Error>)> {
     let shown = node.path.display();
     let busy = |why: &str| {
         Err(Error::new(ErrorKind::Busy, format!("{shown} is {why}; unmount or close it first")))
@@ -58,11 +59,8 @@ fn try_hold(node: &DeviceNode) -> Result<File> {
     if let Some(process) = opened_by(metadata.st_rdev()) {
         return busy(&format!("open in process {process}"));
     }
-    if let Err(error) = file.sync_all() {
-        // Who wrote it without asking for more will not hear of it; it must not stay for that.
-        tracing::warn!(device = %shown, %error, "device is removed with writes lost");
-    }
-    Ok(file)
+    let lost = file.sync_all().err();
+    Ok((file, lost))
 }
 
 /// A process, other than this, that has the device open.
@@ -118,14 +116,28 @@ pub(super) fn sysfs(node: &DeviceNode) -> PathBuf {
 
 /// How long the kernel waits for a request before it asks the driver about it: not longer than
 /// the end of a server may go unnoticed. The driver lets the time begin again while the server is
-/// alive.
+/// alive. What the kernel has otherwise is 30 s, which is right as well.
 pub(super) const LOOK_AFTER: Duration = Duration::from_secs(3);
+/// Where it is set. Since 6.12 the kernel freezes the queue of the device for that: whoever writes
+/// the file waits until all I/O under way has ended, and cannot be killed meanwhile.
+pub(super) const LOOK_AFTER_FILE: &str = "queue/io_timeout";
 
-/// Sets [`LOOK_AFTER`]. What the kernel has otherwise is 30 s, which is right as well.
-pub(super) fn look_early(node: &DeviceNode) {
-    let file = sysfs(node).join("queue/io_timeout");
-    if let Err(error) = fs::write(file, LOOK_AFTER.as_millis().to_string()) {
-        let device = node.path.display();
-        tracing::warn!(%device, %error, "a restart of pandod may hold I/O up for 30 s");
-    }
+/// Whether the file says [`LOOK_AFTER`] already.
+pub(super) fn looks_early(file: &Path) -> bool {
+    let shown = fs::read_to_string(file).unwrap_or_default();
+    shown.trim_end() == LOOK_AFTER.as_millis().to_string()
+}
+
+/// Makes it say so. May block: see [`LOOK_AFTER_FILE`].
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn write_look_after(file: &Path) -> std::io::Result<()> {
+    fs::write(file, LOOK_AFTER.as_millis().to_string())
+}
+
+/// Says what it means that it does not say so.
+pub(super) fn warn_of_late_looks(device: &Path) {
+    let device = device.display();
+    tracing::warn!(%device, "a restart of pandod may hold I/O up for 30 s: no leave to change that");
 }

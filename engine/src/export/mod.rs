@@ -19,6 +19,8 @@ use crate::disk::LocalFuture;
 use crate::error::{Error, ErrorKind, Result};
 
 #[cfg(feature = "daemon")]
+pub mod apart;
+#[cfg(feature = "daemon")]
 pub mod driver;
 #[cfg(feature = "daemon")]
 pub mod fuse;

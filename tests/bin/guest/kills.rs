@@ -1,54 +1,100 @@
 //! SIGKILL of the daemon under load: no I/O fails, nothing that was written is lost.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use pando_engine::units::to_u64;
 use pando_tests::devices::Mounted;
 use pando_tests::noise::Noise;
 use pando_tests::{System, tools};
 
 use serde_json::Value;
 
-use crate::machine::{Files, attach, check_files, check_kernel_log, create, detach, device, start};
+use crate::load::Load;
+use crate::machine::{attach, check_kernel_log, create, detach, device, start};
 use crate::suite::Case;
 
-pub(crate) const CASES: &[Case] = &[("fio", under_fio), ("ext4", under_ext4)];
+/// That under fio is among the cases of the CSI adapter.
+pub(crate) const CASES: &[Case] = &[("ext4", under_ext4), ("coming and going", coming_and_going)];
+/// As many kills as the command line says, at moments from its seed.
+pub(crate) const CAMPAIGN: &[Case] =
+    &[("fio", under_fio), ("ext4", under_ext4), ("coming and going", coming_and_going)];
 
+/// Kills in a case, if nothing else is said.
 const KILLS: u64 = 5;
 /// Time between kills: at least, and at random up to as much more, in milliseconds.
 const GAP: (u64, u64) = (500, 1500);
-/// What fio overwrites at random and reads again, and how often.
-const FIO_BYTES: u64 = 16 << 20;
-const LOOPS: u32 = 8;
-/// Programs that change files at the same time.
-const WRITERS: u64 = 3;
-/// Files of each.
-const FILES: u64 = 24;
+/// One of so many kills is followed by kills of daemons that are just starting, some at most, each
+/// so many milliseconds after its start at most: they take the device back meanwhile.
+const EARLY: (u64, u64, u64) = (2, 3, 600);
+/// Time for a kill with all that follows it, on a busy host.
+const KILL_TIME_MAX: Duration = Duration::from_secs(6);
+/// What fio overwrites at random and reads again, again and again.
+const FIO_BYTES: u64 = 8 << 20;
+/// Kills while a device is made or removed, and the longest time from the beginning of that, in
+/// milliseconds.
+const COMINGS: u64 = 8;
+const COMING_MS_MAX: u64 = 80;
 
-fn kill_some_times(system: &mut System, seed: u64, mut alive: impl FnMut() -> bool) {
-    let mut noise = Noise::new(seed);
-    for round in 0..KILLS {
+/// A number on the command line.
+fn told(place: usize) -> Option<u64> {
+    std::env::args().nth(place)?.parse().ok()
+}
+
+/// How long all kills may take.
+pub(crate) fn time_max() -> Duration {
+    KILL_TIME_MAX * u32::try_from(told(2).unwrap_or(KILLS)).unwrap_or(u32::MAX)
+}
+
+/// Kills the daemon, and those that follow it, while the load is `alive`.
+pub(crate) fn kill_some_times(system: &mut System, seed: u64, mut alive: impl FnMut() -> bool) {
+    let mut noise = Noise::new(told(3).unwrap_or(seed));
+    for round in 0..told(2).unwrap_or(KILLS) {
         // The moment is the only thing that is random.
         thread::sleep(Duration::from_millis(GAP.0 + noise.below(GAP.1)));
         assert!(alive(), "the load has ended before kill {round}");
-        system.crash();
+        system.kill();
+        if noise.below(EARLY.0) == 0 {
+            for _ in 0..=noise.below(EARLY.1) {
+                system.spawn_and_kill(Duration::from_millis(noise.below(EARLY.2)));
+            }
+        }
+        system.spawn();
     }
 }
 
-/// fio writes at random places and knows what must be there.
+/// fio on the device of a volume.
 fn under_fio(kind: &str) {
     let mut system = start(kind);
     create(&system, "v", "32MiB");
     let path = device(&attach(&system, "v", kind, &[]));
-    let filename = format!("--filename={path}");
-    let (loops, size) = (format!("--loops={LOOPS}"), format!("--size={FIO_BYTES}"));
+    write_and_verify(&mut system, Path::new(&path));
+    check_kernel_log();
+    detach(&system, "v");
+    system.check();
+}
+
+/// fio writes at random places and knows what must be there.
+pub(crate) fn write_and_verify(system: &mut System, device: &Path) {
+    let (device, over) = (device.display().to_string(), Arc::new(AtomicBool::new(false)));
+    let stop = Arc::clone(&over);
+    let writer = thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            fio(&device);
+        }
+    });
+    kill_some_times(system, 11, || !writer.is_finished());
+    over.store(true, Ordering::Relaxed);
+    writer.join().expect("no error");
+}
+
+/// Writes everything once, in a random order, and reads it.
+fn fio(device: &str) {
+    let (filename, size) = (format!("--filename={device}"), format!("--size={FIO_BYTES}"));
     let arguments = [
         "--name=kills",
         &filename,
@@ -61,72 +107,52 @@ fn under_fio(kind: &str) {
         "--verify=crc32c",
         "--verify_fatal=1",
         "--serialize_overlap=1",
-        &loops,
         "--fsync=64",
         "--output-format=json",
     ];
-    let mut command = Command::new("fio");
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut fio = command.spawn().expect("fio starts");
-    kill_some_times(&mut system, 11, || fio.try_wait().expect("fio").is_none());
-    let output = fio.wait_with_output().expect("fio ends");
+    let output = tools::output("fio", &arguments);
     assert!(output.status.success(), "fio: {output:?}");
     let said: Value = serde_json::from_slice(&output.stdout).expect("fio tells in JSON");
     let job = &said["jobs"][0];
     assert_eq!(job["error"], 0, "{job}");
     // All that was written has been read again and was right.
-    let written = u64::from(LOOPS) * FIO_BYTES;
     for direction in ["write", "read"] {
-        assert_eq!(job[direction]["io_bytes"], written, "{direction}: {job}");
+        assert_eq!(job[direction]["io_bytes"], FIO_BYTES, "{direction}: {job}");
     }
-    check_kernel_log();
-    detach(&system, "v");
-    system.check();
 }
 
-/// One program: makes, overwrites, renames, cuts and removes files of its own, and knows what is
-/// in each. Any error ends it.
-fn change_files(root: &Path, seed: u64, stop: &AtomicBool) -> Files {
-    let mut noise = Noise::new(seed);
-    let mut files = Files::new();
-    fs::create_dir_all(root).expect("a directory");
-    while !stop.load(Ordering::Relaxed) {
-        let path = root.join(format!("f{}", noise.below(FILES)));
-        let length = usize::try_from(noise.below(100_000)).expect("it is small");
-        match noise.below(8) {
-            0 => {
-                fs::remove_file(&path).unwrap_or_else(|error| {
-                    assert!(error.kind() == std::io::ErrorKind::NotFound, "remove: {error}");
-                });
-                files.remove(&path);
-            }
-            1 => {
-                if let Some(content) = files.remove(&path) {
-                    let other = root.join(format!("f{}", noise.below(FILES)));
-                    fs::rename(&path, &other).expect("rename");
-                    files.insert(other, content);
-                }
-            }
-            2 => {
-                if let Some(content) = files.get_mut(&path) {
-                    let length = length % (content.len() + 1);
-                    let file = File::options().write(true).open(&path).expect("open");
-                    file.set_len(to_u64(length)).expect("truncate");
-                    content.truncate(length);
-                }
-            }
-            way => {
-                let content = noise.bytes(length);
-                let mut file = File::create(&path).expect("create");
-                file.write_all(&content).expect("write");
-                if way == 3 {
-                    file.sync_all().expect("fsync");
-                }
-                files.insert(path, content);
-            }
+/// The daemon is killed while it makes a device, or removes it: the next one starts at once, and can
+/// do what the other one began.
+fn coming_and_going(kind: &str) {
+    let mut system = start(kind);
+    create(&system, "v", "16MiB");
+    let mut noise = Noise::new(told(3).unwrap_or(14));
+    for round in 0..COMINGS {
+        let coming = round % 2 == 0;
+        let path = device(&attach(&system, "v", kind, &[]));
+        // Some of it may have to be written when the device goes.
+        tools::run("dd", &["if=/dev/urandom", &format!("of={path}"), "bs=1M", "count=4"]);
+        let command: &[&str] = match coming {
+            true => &["volume", "attach", "v", "--kind", kind],
+            false => &["volume", "detach", "v"],
+        };
+        if coming {
+            detach(&system, "v");
         }
+        let mut asked = system.cli().command(command);
+        let asked = asked.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let mut asked = asked.expect("the command line starts");
+        thread::sleep(Duration::from_millis(noise.below(COMING_MS_MAX)));
+        system.kill();
+        // It may have been answered before.
+        asked.wait().expect("the command line ends");
+        system.spawn();
+        detach(&system, "v");
     }
-    files
+    let left = system.cli().json(&["volume", "attachments"]);
+    assert_eq!(left.as_array().map(Vec::len), Some(0), "{left}");
+    check_kernel_log();
+    system.check();
 }
 
 /// Programs change files on a mounted file system.
@@ -136,36 +162,15 @@ fn under_ext4(kind: &str) {
     let path = device(&attach(&system, "v", kind, &[]));
     tools::run("mkfs.ext4", &["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", &path]);
     let mounted = Mounted::new(&path, Path::new("/mnt/a"));
-    let stop = Arc::new(AtomicBool::new(false));
-    let writers = (0..WRITERS).map(|number| {
-        let (root, stop) = (mounted.path().join(format!("w{number}")), Arc::clone(&stop));
-        thread::spawn(move || change_files(&root, number, &stop))
-    });
-    let writers: Vec<_> = writers.collect();
-    // Beside them somebody who wants everything on the disk.
-    let (root, over) = (mounted.path().to_owned(), Arc::clone(&stop));
-    let syncer = thread::spawn(move || {
-        let root = File::open(root).expect("the root");
-        while !over.load(Ordering::Relaxed) {
-            rustix::fs::syncfs(&root).expect("syncfs");
-            thread::sleep(Duration::from_millis(200));
-        }
-    });
-    kill_some_times(&mut system, 12, || !writers.iter().any(thread::JoinHandle::is_finished));
-    stop.store(true, Ordering::Relaxed);
-    let files: Vec<_> =
-        writers.into_iter().map(|writer| writer.join().expect("no error")).collect();
-    syncer.join().expect("no error");
+    let mut load = Load::start(mounted.path(), 12);
+    kill_some_times(&mut system, 12, || load.goes_on());
+    load.stop();
     mounted.unmount();
     tools::run("e2fsck", &["-f", "-n", &path]);
     // From the disk, not from the kernel's memory.
     fs::write("/proc/sys/vm/drop_caches", "3").expect("caches are dropped");
     let mounted = Mounted::new(&path, Path::new("/mnt/a"));
-    let written: usize = files.iter().map(Files::len).sum();
-    assert!(written > 0);
-    for files in &files {
-        check_files(files);
-    }
+    load.check();
     mounted.unmount();
     check_kernel_log();
     detach(&system, "v");

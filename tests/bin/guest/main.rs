@@ -1,27 +1,36 @@
-//! The tests that run inside the virtual machine: `pando-guest SUITE`, started by the machine's
+//! The tests that run inside the virtual machine: `pando-guest SUITE [KILLS SEED]`, started by its
 //! init with everything in its initial file system. See `tests/vm.rs`, which starts the machine and
 //! counts the lines `PASS <case>`.
 //!
 //! ```text
 //! auto     which kind of device is taken
+//! csi      the CSI adapter
 //! volumes  what every kind must do: file systems, discard, growth, users, identity, restart
 //! kills    SIGKILL of the daemon under load
+//! load     changes on a file system, in a process of their own
 //! machine  a daemon in the machine, its devices, its kernel's log
 //! ```
 
 mod auto;
+mod csi;
 mod kills;
+mod load;
 mod machine;
 mod suite;
 mod volumes;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let name = std::env::args().nth(1).unwrap_or_default();
-    let Some((kind, cases)) = suite::cases(&name) else {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [load::WORD, root, seed] = words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return load::main(Path::new(root), seed.parse().expect("a number"));
+    }
+    let name = words.first().map_or("", String::as_str);
+    let Some(suite) = suite::named(name) else {
         eprintln!("pando-guest: no suite {name:?}");
         return ExitCode::FAILURE;
     };
-    if suite::run(kind, &cases) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if suite::run(&suite) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

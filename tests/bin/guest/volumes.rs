@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use pando_tests::devices::{Mounted, sysfs};
 use pando_tests::{System, tools};
 
+use crate::load::Load;
 use crate::machine::{
     attach, check_files, check_kernel_log, create, detach, device, mapped_bytes, start, write_tree,
 };
@@ -188,19 +189,15 @@ fn orderly_restart(kind: &str) {
     let path = device(&before);
     tools::run("mkfs.ext4", &["-q", &path]);
     let mounted = Mounted::new(&path, Path::new("/mnt/a"));
-    let mut files = write_tree(mounted.path(), 4);
+    let files = write_tree(mounted.path(), 4);
+    // What it writes waits for the next daemon, or is in the kernel's memory.
+    let mut load = Load::start(&mounted.path().join("more"), 5);
     system.stop();
-    // These wait for the next daemon, or are still in the kernel's memory.
-    let root = mounted.path().to_owned();
-    let writer = std::thread::spawn(move || {
-        let files = write_tree(&root.join("more"), 5);
-        rustix::fs::sync();
-        files
-    });
     system.spawn();
-    files.extend(writer.join().expect("a writer"));
     let listed = system.cli().json(&["volume", "attachments"]);
     assert_eq!(listed[0], before, "the same device");
+    load.stop();
+    load.check();
     check_files(&files);
     mounted.unmount();
     tools::run("e2fsck", &["-f", "-n", &path]);

@@ -132,7 +132,7 @@ impl Attachments {
     ///
     /// # Errors
     /// It is there, and can neither be taken back nor removed; the record stays.
-    async fn take_back(&self, volume: VolumeId, slot: &Slot) -> Result<()> {
+    async fn take_back(&self, volume: VolumeId, slot: &Arc<Slot>) -> Result<()> {
         let Some(record) = self.records.read(volume, &self.prefix) else { return Ok(()) };
         let left = Left { identity: record.identity.clone(), node: record.node.clone() };
         let driver = self.drivers.of(record.kind);
@@ -149,12 +149,22 @@ impl Attachments {
             self.records.remove(volume);
             return Ok(());
         };
-        // The volume may have grown while nobody could tell the device.
-        if let Err(error) = device.resize(info.size_bytes).await {
-            warn!(volume = info.name, %error, "device has an old size");
-        }
         let shown = self.publish(slot, &info, record, (device, claim)).await?;
         info!(volume = info.name, device = shown.device, "device is taken back");
+        // The volume may have grown while nobody could tell the device. That may take its time.
+        let (engine, slot) = (Arc::clone(&self.engine), Arc::clone(slot));
+        tokio::spawn(async move {
+            let _turn = slot.turn.lock().await;
+            let Some(attachment) = slot.get() else { return };
+            let found = engine.control(move |pool| async move { pool.get(volume) }).await;
+            let resized = match found {
+                Ok(info) => attachment.device.resize(info.size_bytes).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = resized {
+                warn!(volume = info.name, %error, "device has an old size");
+            }
+        });
         Ok(())
     }
 
@@ -187,7 +197,7 @@ impl Attachments {
 
     async fn attach_in(
         &self,
-        slot: &Slot,
+        slot: &Arc<Slot>,
         info: &VolumeInfo,
         wish: Wish,
     ) -> Result<v1::Attachment> {
@@ -297,8 +307,12 @@ impl Attachments {
         .await
     }
 
-    async fn detach_in(&self, slot: &Slot, id: VolumeId) -> Result<()> {
-        let Some(attachment) = slot.get() else { return self.take_back(id, slot).await };
+    async fn detach_in(&self, slot: &Arc<Slot>, id: VolumeId) -> Result<()> {
+        // One that could not be taken back at the start has to go as well.
+        if slot.get().is_none() {
+            self.take_back(id, slot).await?;
+        }
+        let Some(attachment) = slot.get() else { return Ok(()) };
         let shown = &attachment.shown;
         let name = format!("volume {}", shown.volume_name);
         attachment.device.detach().await.map_err(|error| error.context(name))?;
@@ -374,7 +388,7 @@ impl Attachments {
     }
 
     /// Whether a device needs the daemon no more.
-    async fn let_go(&self, id: VolumeId, slot: &Slot) -> bool {
+    async fn let_go(&self, id: VolumeId, slot: &Arc<Slot>) -> bool {
         let _turn = slot.turn.lock().await;
         let Some(attachment) = slot.get() else { return true };
         let device = attachment.shown.device.as_str();

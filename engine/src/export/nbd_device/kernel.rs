@@ -4,9 +4,11 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::netlink::{Attributes, Family};
 use crate::export::driver::{DeviceNode, DeviceSpec};
+use crate::export::held;
 use crate::export::nbd::proto::export_flag;
 use crate::units::SECTOR_BYTES;
 
@@ -19,7 +21,6 @@ const RECONFIGURE: u8 = 3;
 const INDEX: u16 = 1;
 const SIZE_BYTES: u16 = 2;
 const BLOCK_SIZE_BYTES: u16 = 3;
-const TIMEOUT: u16 = 4;
 const SERVER_FLAGS: u16 = 5;
 const SOCKETS: u16 = 7;
 const DEAD_CONNECTION_TIMEOUT: u16 = 8;
@@ -55,17 +56,25 @@ pub(super) fn probe() -> io::Result<()> {
     Family::open(FAMILY).map(drop)
 }
 
-/// Makes a device whose requests come out of the other end of `socket`; its number.
-pub(super) fn connect(spec: &DeviceSpec, socket: &OwnedFd) -> io::Result<u32> {
+/// Makes a device whose requests come out of the other end of `socket`: that of the number, or any
+/// unused one, which the kernel makes if it has none. Returns its number.
+///
+/// # Errors
+/// `ResourceBusy` when somebody else has that one by now, or the kernel's.
+pub(super) fn connect(spec: &DeviceSpec, number: Option<u32>, socket: &OwnedFd) -> io::Result<u32> {
+    // Without a time-out for requests: see the module's documentation. To name none leaves what
+    // `look_early` has set; to name 0 would set it to 30 s.
     let attributes = Attributes::default()
         .u64(SIZE_BYTES, spec.size_bytes)
         .u64(BLOCK_SIZE_BYTES, spec.sector_bytes.into())
-        // None: see the module's documentation.
-        .u64(TIMEOUT, 0)
         .u64(DEAD_CONNECTION_TIMEOUT, DEAD_CONNECTION_SECONDS)
         .u64(SERVER_FLAGS, flags(spec.read_only))
         .text(BACKEND_IDENTIFIER, &spec.identity)
         .nested(SOCKETS, &sockets(socket));
+    let attributes = match number {
+        Some(number) => attributes.u32(INDEX, number),
+        None => attributes,
+    };
     let answer = Family::open(FAMILY)?.call(CONNECT, &attributes)?;
     let number = answer.get(INDEX).and_then(|index| index.try_into().ok()).map(u32::from_ne_bytes);
     number.ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -127,10 +136,34 @@ pub(super) fn node(number: u32) -> io::Result<DeviceNode> {
     Ok(DeviceNode { path: PathBuf::from(format!("/dev/nbd{number}")), major, minor })
 }
 
+fn numbers() -> impl Iterator<Item = u32> {
+    let names = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    names.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("nbd")?.parse::<u32>().ok())
+}
+
 /// The device of an identity.
 pub(super) fn find(wanted: &str) -> Option<u32> {
-    let names = fs::read_dir("/sys/block").ok()?.flatten();
-    let mut numbers = names
-        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("nbd")?.parse::<u32>().ok());
-    numbers.find(|number| identity(*number).is_some_and(|found| found == wanted))
+    numbers().find(|number| identity(*number).is_some_and(|found| found == wanted))
+}
+
+/// The first device that nobody has connected, other than these.
+pub(super) fn unused(passed_over: &[u32]) -> Option<u32> {
+    let connected = |number: u32| directory(number).join("pid").exists();
+    numbers().filter(|number| !passed_over.contains(number) && !connected(*number)).min()
+}
+
+/// Lets the kernel look early after requests of a device that nobody has connected: it has none
+/// now, and there must be none (see [`held::LOOK_AFTER_FILE`]).
+pub(super) fn look_early(number: u32) {
+    let directory = directory(number);
+    let file = directory.join(held::LOOK_AFTER_FILE);
+    if !held::looks_early(&file) && held::write_look_after(&file).is_err() {
+        held::warn_of_late_looks(&directory);
+    }
+}
+
+/// How long it is until the kernel has looked after every request that it has sent.
+pub(super) fn look_after(number: u32) -> Option<Duration> {
+    let milliseconds = read(&directory(number).join(held::LOOK_AFTER_FILE))?.parse().ok()?;
+    Some(Duration::from_millis(milliseconds))
 }

@@ -20,6 +20,17 @@
 //! is made short ([`held::LOOK_AFTER`]). An error other than success reaches its users as EIO: the
 //! driver has no other.
 //!
+//! **What freezes the queue** of a device waits in the kernel until all its I/O under way has ended,
+//! and if the daemon is killed meanwhile, it waits for ever: see [`apart`]. So the time above is set
+//! before a device is connected, and never again. A change of size cannot be done otherwise, and not
+//! from another process either, since the kernel takes no new socket meanwhile. It lasts as long as
+//! the requests that are being served; those that the kernel has to send again are waited for
+//! before.
+//!
+//! A connection can end at any moment, that of the kernel's taking it included: its old receiver,
+//! which is late, takes the new socket for its own. So whoever has made a connection keeps it from
+//! then on, before anything else that takes time.
+//!
 //! **Identity.** `/sys/block/nbdN/backend`.
 
 mod kernel;
@@ -29,7 +40,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
@@ -42,8 +53,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::export::driver::{
     Attached, DeviceKind, DeviceNode, DeviceSpec, Driver, Home, Left, Work, blocking,
 };
-use crate::export::held;
 use crate::export::nbd::connection::serve_transmission;
+use crate::export::{apart, held};
 
 /// Longest time for one step in the kernel.
 const STEP_TIME_MAX: Duration = Duration::from_secs(60);
@@ -51,6 +62,8 @@ const STEP_TIME_MAX: Duration = Duration::from_secs(60);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 /// How long the kernel may take to be done with a device.
 const END_PATIENCE: Duration = Duration::from_secs(10);
+/// Unused devices that are tried, in turn with others who look for one.
+const CONNECT_ATTEMPTS: usize = 8;
 
 /// Makes devices of this kind. It keeps nothing: the kernel does.
 pub struct NbdDeviceDriver;
@@ -82,6 +95,10 @@ fn probe() -> Result<()> {
     })
 }
 
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
 /// A connection that is served on a shard.
 struct Connection {
     /// The daemon's end.
@@ -95,9 +112,7 @@ struct Connection {
 impl Connection {
     /// Begins to serve the volume on a new pair of sockets.
     async fn start(spec: &DeviceSpec) -> Result<Self> {
-        let flags = SocketFlags::CLOEXEC;
-        let (own, kernel) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-            .map_err(|error| Error::io("pair of sockets", error.into()))?;
+        let (own, kernel) = pair().map_err(|error| Error::io("pair of sockets", error))?;
         let own = Arc::new(own);
         let (end, ended) = oneshot::channel();
         let (socket, source) = (Arc::clone(&own), Arc::clone(&spec.source));
@@ -126,6 +141,8 @@ struct State {
     ending: AtomicBool,
     /// The daemon's end of the present connection.
     own: Mutex<Arc<OwnedFd>>,
+    /// When the device was taken back, if it was.
+    taken_back: Option<Instant>,
 }
 
 impl State {
@@ -143,6 +160,14 @@ impl State {
     /// Whether the kernel still has the device.
     fn is_ours(&self) -> bool {
         kernel::identity(self.number).is_some_and(|found| found == self.spec.identity)
+    }
+
+    /// Waits until the kernel has sent everything again that an earlier daemon has not answered:
+    /// it looks for that once, and is late by a second at most.
+    async fn settled(&self) {
+        let look = kernel::look_after(self.number).unwrap_or_default() + Duration::from_secs(1);
+        let left = self.taken_back.and_then(|then| look.checked_sub(then.elapsed()));
+        tokio::time::sleep(left.unwrap_or_default()).await;
     }
 
     /// Replaces connections that have ended, until the device is to end or is gone.
@@ -187,24 +212,22 @@ struct NbdDevice {
 
 impl NbdDevice {
     /// Keeps a device connected that has been connected.
-    async fn new(
-        number: u32,
-        spec: DeviceSpec,
-        own: Arc<OwnedFd>,
-        ended: oneshot::Receiver<()>,
-    ) -> Result<Self> {
-        let node = step(format!("/dev/nbd{number}"), move || kernel::node(number)).await?;
-        let waited = node.clone();
-        blocking(format!("nbd device {number}"), STEP_TIME_MAX, move || {
-            held::await_node(&waited)?;
-            held::look_early(&waited);
-            Ok(())
-        })
-        .await?;
-        let (own, ending) = (Mutex::new(own), AtomicBool::new(false));
-        let state = Arc::new(State { number, spec, ending, own });
+    async fn new(state: State, ended: oneshot::Receiver<()>) -> Result<Self> {
+        let (number, state) = (state.number, Arc::new(state));
         let keeper = tokio::spawn(Arc::clone(&state).keep(ended));
-        Ok(Self { node, state, keeper: tokio::sync::Mutex::new(Some(keeper)) })
+        let found = blocking(format!("nbd device {number}"), STEP_TIME_MAX, move || {
+            let node = kernel::node(number).map_err(|error| Error::io("its numbers", error))?;
+            held::await_node(&node)?;
+            Ok(node)
+        });
+        match found.await {
+            Ok(node) => Ok(Self { node, state, keeper: tokio::sync::Mutex::new(Some(keeper)) }),
+            Err(error) => {
+                state.ending.store(true, Ordering::Release);
+                state.silence();
+                Err(error)
+            }
+        }
     }
 
     /// Waits until everything is done with that came in on the last connection.
@@ -223,9 +246,15 @@ impl NbdDevice {
 async fn attach(spec: DeviceSpec) -> Result<NbdDevice> {
     let connection = Connection::start(&spec).await?;
     let (wished, kernel) = (spec.clone(), connection.kernel);
-    let connected =
-        step("creation of an nbd device", move || kernel::connect(&wished, &kernel)).await?;
-    match NbdDevice::new(connected, spec, connection.own, connection.ended).await {
+    let connected = step("creation of an nbd device", move || connect(&wished, &kernel)).await?;
+    let state = State {
+        number: connected,
+        spec,
+        ending: AtomicBool::new(false),
+        own: Mutex::new(connection.own),
+        taken_back: None,
+    };
+    match NbdDevice::new(state, connection.ended).await {
         Ok(device) => Ok(device),
         Err(error) => {
             if let Err(left) = remove(connected).await {
@@ -236,17 +265,44 @@ async fn attach(spec: DeviceSpec) -> Result<NbdDevice> {
     }
 }
 
+/// Connects an unused device, having adjusted it.
+fn connect(spec: &DeviceSpec, socket: &OwnedFd) -> io::Result<u32> {
+    let mut passed_over = Vec::new();
+    for _ in 0..CONNECT_ATTEMPTS {
+        let number = match kernel::unused(&passed_over) {
+            Some(number) => number,
+            None => make_unused(spec)?,
+        };
+        kernel::look_early(number);
+        match kernel::connect(spec, Some(number), socket) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => passed_over.push(number),
+            connected => return connected,
+        }
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
+}
+
+/// Lets the kernel make one more device, which it does only for a connection. If this is killed in
+/// between, the next daemon finds the device by its identity.
+fn make_unused(spec: &DeviceSpec) -> io::Result<u32> {
+    let (_own, socket) = pair()?;
+    let number = kernel::connect(spec, None, &socket)?;
+    end(number)?;
+    Ok(number)
+}
+
 /// Ends a device and waits until the kernel is done with it.
 async fn remove(number: u32) -> Result<()> {
-    step(format!("end of /dev/nbd{number}"), move || {
-        kernel::disconnect(number)?;
-        let since = std::time::Instant::now();
-        while kernel::identity(number).is_some() && since.elapsed() < END_PATIENCE {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
-    })
-    .await
+    step(format!("end of /dev/nbd{number}"), move || end(number)).await
+}
+
+fn end(number: u32) -> io::Result<()> {
+    kernel::disconnect(number)?;
+    let since = Instant::now();
+    while kernel::identity(number).is_some() && since.elapsed() < END_PATIENCE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 async fn recover(left: Left, spec: Option<DeviceSpec>) -> Result<Option<Box<dyn Attached>>> {
@@ -260,7 +316,14 @@ async fn recover(left: Left, spec: Option<DeviceSpec>) -> Result<Option<Box<dyn 
     let (identity, kernel) = (spec.identity.clone(), connection.kernel);
     let what = format!("connection of /dev/nbd{number}");
     step(what, move || kernel::reconnect(number, &identity, &kernel)).await?;
-    let device = NbdDevice::new(number, spec, connection.own, connection.ended).await?;
+    let state = State {
+        number,
+        spec,
+        ending: AtomicBool::new(false),
+        own: Mutex::new(connection.own),
+        taken_back: Some(Instant::now()),
+    };
+    let device = NbdDevice::new(state, connection.ended).await?;
     Ok(Some(Box::new(device)))
 }
 
@@ -271,12 +334,14 @@ impl Attached for NbdDevice {
 
     fn resize(&self, size_bytes: u64) -> Work<'_, ()> {
         let (number, identity) = (self.state.number, self.state.spec.identity.clone());
-        Box::pin(step(format!("size of {}", self.node.path.display()), move || {
+        let what = format!("size of {}", self.node.path.display());
+        Box::pin(async move {
             if kernel::size_bytes(number) == Some(size_bytes) {
                 return Ok(());
             }
-            kernel::resize(number, &identity, size_bytes)
-        }))
+            self.state.settled().await;
+            step(what, move || kernel::resize(number, &identity, size_bytes)).await
+        })
     }
 
     fn detach(&self) -> Work<'_, ()> {
@@ -287,7 +352,7 @@ impl Attached for NbdDevice {
                 // Somebody else has removed it.
                 return Ok(());
             }
-            let held = blocking(what.clone(), STEP_TIME_MAX, move || held::hold(&node)).await?;
+            let held = blocking(what.clone(), STEP_TIME_MAX, move || apart::hold(&node)).await?;
             self.state.ending.store(true, Ordering::Release);
             let ended = step(format!("end of {what}"), move || kernel::disconnect(number)).await;
             if let Err(error) = ended {
@@ -295,7 +360,11 @@ impl Attached for NbdDevice {
                 return Err(error);
             }
             // The kernel keeps the device until its last user has closed it: that is this.
-            drop(held);
+            let close = move || {
+                drop(held);
+                Ok(())
+            };
+            blocking(what, STEP_TIME_MAX, close).await?;
             self.ended().await
         })
     }

@@ -16,6 +16,7 @@ use super::abi::{self, DevInfo, Params, attribute, feature, param, state};
 use super::control::Control;
 use super::queue::{self, Shared};
 use crate::error::{Error, ErrorKind, Result};
+use crate::export::apart::{self, Held};
 use crate::export::driver::{Attached, DeviceNode, DeviceSpec, Work, blocking};
 use crate::export::held;
 use crate::units::{BLOCK_BYTES, SECTOR_BYTES, to_u32, to_u64};
@@ -177,7 +178,7 @@ async fn finish(number: u32, suspended: Arc<AtomicBool>) -> Result<(DeviceNode, 
     let waited = node.clone();
     blocking(format!("ublk device {number}"), STEP_TIME_MAX, move || {
         held::await_node(&waited)?;
-        held::look_early(&waited);
+        apart::look_early(&waited);
         Ok(())
     })
     .await?;
@@ -223,11 +224,11 @@ fn open_char(path: &std::path::Path) -> io::Result<OwnedFd> {
 }
 
 /// Removes a device, whatever state it is in. `held` keeps others away until its disk is gone.
-async fn remove(number: u32, served: Option<mpsc::Receiver<()>>, held: Option<File>) -> Result<()> {
+async fn remove(number: u32, served: Option<mpsc::Receiver<()>>, held: Option<Held>) -> Result<()> {
     let stop = control(format!("stop of ublk device {number}"), move |c| c.stop(number));
     stop.await?;
     // Nobody can open it any more. The removal waits for those who have, so for this.
-    drop(held);
+    let_go(number, held).await?;
     if let Some(mut served) = served {
         // Nobody sends: it ends with the last queue.
         let ended = tokio::time::timeout(STEP_TIME_MAX, served.recv()).await;
@@ -239,6 +240,15 @@ async fn remove(number: u32, served: Option<mpsc::Receiver<()>>, held: Option<Fi
         })?;
     }
     control(format!("removal of ublk device {number}"), move |c| c.delete(number)).await
+}
+
+async fn let_go(number: u32, held: Option<Held>) -> Result<()> {
+    let what = format!("use of ublk device {number}");
+    blocking(what, STEP_TIME_MAX, move || {
+        drop(held);
+        Ok(())
+    })
+    .await
 }
 
 /// The device with the number, if it is that of `digest`.
@@ -329,7 +339,7 @@ impl Attached for UblkDevice {
                 // Somebody else has removed it.
                 return Ok(());
             }
-            let held = blocking(what, STEP_TIME_MAX, move || held::hold(&node)).await?;
+            let held = blocking(what, STEP_TIME_MAX, move || apart::hold(&node)).await?;
             let (_alive, nothing) = mpsc::channel(1);
             let served = std::mem::replace(&mut *self.served.lock().await, nothing);
             remove(number, Some(served), Some(held)).await
