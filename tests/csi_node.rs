@@ -82,25 +82,9 @@ fn dead_mounts_give_way_when_the_daemon_was_killed() {
     node::staged_volumes_survive_a_kill(Device::Loop, XFS);
 }
 
-/// kubelet keeps a volume staged for a pod that is there before the last one has gone, and asks only
-/// to publish it.
 #[test]
 fn a_pod_that_follows_at_once_is_published_on_a_new_device() {
-    let Some((mut system, csi)) = start() else { return };
-    let capability = mount_of("ext4");
-    let id = csi.create(request("pod", SIZE, &capability)).expect("a volume").volume_id;
-    let mounted = Mounted::up(&csi, &id, "pod", &capability);
-    write_durably(&mounted.target.join("file"), b"content");
-    system.kill();
-    system.spawn();
-    csi.unpublish(&id, &mounted.target).expect("the last pod goes");
-    mounted.publish(&capability).expect("the next one comes");
-    assert_eq!(std::fs::read(mounted.target.join("file")).expect("a file"), b"content");
-    write_durably(&mounted.target.join("new"), b"content");
-    mounted.publish(&capability).expect("once more");
-    mounted.down();
-    assert_eq!(mounted_below(system.path()), Vec::<std::path::PathBuf>::new());
-    csi.delete(&id).expect("it is not in use");
+    node::a_pod_that_follows_at_once_is_published_on_a_new_device();
 }
 
 #[test]

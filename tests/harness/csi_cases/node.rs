@@ -471,6 +471,29 @@ pub fn staged_volumes_survive_a_kill(device: Device, file_system: (&str, i64)) {
     staged.end();
 }
 
+/// kubelet keeps a volume staged for a pod that is there before the last one has gone, and asks only
+/// to publish it: also when its loop device has died with the daemon.
+///
+/// # Panics
+/// Anything is not as it should be.
+pub fn a_pod_that_follows_at_once_is_published_on_a_new_device() {
+    let Some((mut system, csi)) = start(Device::Loop) else { return };
+    let capability = mount_of("ext4");
+    let id = create(&csi, Device::Loop, "pod");
+    let mounted = Mounted::up(&csi, &id, "pod", &capability);
+    write_durably(&mounted.target.join("file"), b"content");
+    system.kill();
+    system.spawn();
+    csi.unpublish(&id, &mounted.target).expect("the last pod goes");
+    mounted.publish(&capability).expect("the next one comes");
+    assert_eq!(std::fs::read(mounted.target.join("file")).expect("a file"), b"content");
+    write_durably(&mounted.target.join("new"), b"content");
+    mounted.publish(&capability).expect("once more");
+    mounted.down();
+    assert_eq!(mounted_below(system.path()), Vec::<PathBuf>::new());
+    csi.delete(&id).expect("it is not in use");
+}
+
 /// After a restart of the machine mounts and devices are gone, the directories of kubelet and the
 /// records of devices are there: everything is staged again, and what nobody wants any more is
 /// cleaned up.
