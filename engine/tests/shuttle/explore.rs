@@ -34,6 +34,12 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
 }
 
+/// Says how far a test has come, for `scripts/shuttle` to add up.
+#[expect(clippy::print_stdout, reason = "a test has no other way to say something")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
 /// Whether there is time.
 pub(crate) fn is_campaign() -> bool {
     env::var_os("PANDO_SHUTTLE_SECONDS").is_some()
@@ -92,7 +98,7 @@ where
         let scheduler = ReplayScheduler::new_from_file(&place);
         let scheduler = scheduler.unwrap_or_else(|e| panic!("{place}: {e}"));
         Runner::new(scheduler, config(None)).run(race);
-        println!("{name}: that schedule passes");
+        say(&format!("{name}: that schedule passes"));
         return;
     }
     let begin = Instant::now();
@@ -110,7 +116,7 @@ where
     let pct = PctScheduler::new_from_seed(seed, DEPTH, each);
     let done = Runner::new(random(seed, each), config(half)).run(race.clone())
         + Runner::new(pct, config(half)).run(race);
-    println!("{name}: {done} schedules in {:.1} s", begin.elapsed().as_secs_f64());
+    say(&format!("{name}: {done} schedules in {:.1} s", begin.elapsed().as_secs_f64()));
 }
 
 fn random(seed: u64, schedules: usize) -> RandomScheduler {
@@ -124,5 +130,6 @@ where
 {
     let begin = Instant::now();
     let done = Runner::new(DfsScheduler::new(None, false), config(None)).run(race);
-    println!("{name}: {done} schedules, all there are, in {:.1} s", begin.elapsed().as_secs_f64());
+    let seconds = begin.elapsed().as_secs_f64();
+    say(&format!("{name}: {done} schedules, all there are, in {seconds:.1} s"));
 }
