@@ -40,9 +40,15 @@ fn say(line: &str) {
     println!("{line}");
 }
 
-/// Whether there is time.
-pub(crate) fn is_campaign() -> bool {
-    env::var_os("PANDO_SHUTTLE_SECONDS").is_some()
+/// How long each test may take, in a campaign.
+fn seconds() -> Option<f64> {
+    let text = env::var("PANDO_SHUTTLE_SECONDS").ok()?;
+    Some(text.parse().unwrap_or_else(|e| panic!("PANDO_SHUTTLE_SECONDS={text}: {e}")))
+}
+
+/// Whether there is time for all schedules of a race that has millions.
+pub(crate) fn is_long() -> bool {
+    seconds().is_some_and(|seconds| seconds >= 120.0)
 }
 
 fn config(seconds: Option<f64>) -> Config {
@@ -106,9 +112,7 @@ where
     let seed = name.bytes().fold(number("PANDO_SHUTTLE_SEED").unwrap_or(1), |seed, byte| {
         (seed ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
     });
-    let half = env::var("PANDO_SHUTTLE_SECONDS").ok().map(|text| {
-        text.parse::<f64>().unwrap_or_else(|e| panic!("PANDO_SHUTTLE_SECONDS={text}: {e}")) / 2.0
-    });
+    let half = seconds().map(|seconds| seconds / 2.0);
     let schedules = number("PANDO_SHUTTLE_SCHEDULES").map_or(SCHEDULES, to_usize);
     let each = if half.is_some() { usize::MAX } else { schedules.div_ceil(2 * fewer) };
     let repeated = UncontrolledNondeterminismCheckScheduler::new(random(seed, REPEATED));
