@@ -80,11 +80,11 @@ impl SimDisk {
     }
 }
 
-#[cfg(all(test, not(feature = "shuttle")))]
+#[cfg(test)]
 mod tests {
+    use crate::disk::Buf;
     use crate::disk::executor::Executor;
     use crate::disk::sim::{CutPlan, SimDisk, SimOptions};
-    use crate::disk::{Buf, Disk};
     use crate::sync::thread;
     use crate::units::BlockNo;
 
