@@ -68,10 +68,10 @@ struct Hints([AtomicU32; INNER_ENTRIES_MAX]);
 struct Chunk(MmapMut);
 
 impl Chunk {
-    fn new() -> Self {
+    fn new(huge: bool) -> Self {
         let map = MmapMut::map_anon(CHUNK_NODES * BLOCK_SIZE).expect("memory for the node cache");
         // A kernel without huge pages refuses: then it is ordinary memory.
-        let _advised = map.advise(Advice::HugePage);
+        let _advised = huge.then(|| map.advise(Advice::HugePage));
         Self(map)
     }
 
@@ -383,7 +383,8 @@ impl NodeCache {
     fn add_slot(&mut self) -> Slot {
         let slot = Slot(to_u32(to_u64(self.about.len())));
         if self.about.len() == self.chunks.len() * CHUNK_NODES {
-            self.chunks.push(Chunk::new());
+            // All of a huge page is made, and zeroed, at the first touch: not for a few nodes.
+            self.chunks.push(Chunk::new(self.capacity >= CHUNK_NODES));
         }
         let birth = Seqno::new(0);
         let referenced = AtomicBool::new(false);

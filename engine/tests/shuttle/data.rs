@@ -130,6 +130,35 @@ fn discards_and_reuse() {
     });
 }
 
+/// A group is loaded while checkpoints free blocks of it that are still being read.
+#[test]
+fn groups_and_checkpoints() {
+    let config = Config { pool_blocks: 1160, ..config() };
+    let made = vec![
+        volumes(&[("a", 16), ("b", 16), ("rest", 1100)]),
+        filled("rest", 0, 1000),
+        filled("a", 0, 16),
+        filled("b", 0, 16),
+    ];
+    let start = Start::after(config, made);
+    explore_slow("data::groups_and_checkpoints", move || {
+        let reader = shard(|s| async move {
+            for _ in 0..2 {
+                s.read("a", 0, 4).await;
+            }
+        });
+        let writer = |volume: &'static str| {
+            shard(move |s| async move {
+                for _ in 0..3 {
+                    s.write_or_not(volume, 0, 128).await;
+                    s.checkpoint().await;
+                }
+            })
+        };
+        Race::new(&start).cut_within(120).run(vec![reader, writer("a"), writer("b")]);
+    });
+}
+
 /// A map that the cache does not hold: nodes are evicted while others are about to use them.
 #[test]
 fn evictions_and_look_ups() {

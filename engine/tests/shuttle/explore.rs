@@ -34,9 +34,21 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
 }
 
-/// Whether there is time.
-pub(crate) fn is_campaign() -> bool {
-    env::var_os("PANDO_SHUTTLE_SECONDS").is_some()
+/// Says how far a test has come, for `scripts/shuttle` to add up.
+#[expect(clippy::print_stdout, reason = "a test has no other way to say something")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
+/// How long each test may take, in a campaign.
+fn seconds() -> Option<f64> {
+    let text = env::var("PANDO_SHUTTLE_SECONDS").ok()?;
+    Some(text.parse().unwrap_or_else(|e| panic!("PANDO_SHUTTLE_SECONDS={text}: {e}")))
+}
+
+/// Whether there is time for all schedules of a race that has millions.
+pub(crate) fn is_long() -> bool {
+    seconds().is_some_and(|seconds| seconds >= 120.0)
 }
 
 fn config(seconds: Option<f64>) -> Config {
@@ -92,7 +104,7 @@ where
         let scheduler = ReplayScheduler::new_from_file(&place);
         let scheduler = scheduler.unwrap_or_else(|e| panic!("{place}: {e}"));
         Runner::new(scheduler, config(None)).run(race);
-        println!("{name}: that schedule passes");
+        say(&format!("{name}: that schedule passes"));
         return;
     }
     let begin = Instant::now();
@@ -100,9 +112,7 @@ where
     let seed = name.bytes().fold(number("PANDO_SHUTTLE_SEED").unwrap_or(1), |seed, byte| {
         (seed ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
     });
-    let half = env::var("PANDO_SHUTTLE_SECONDS").ok().map(|text| {
-        text.parse::<f64>().unwrap_or_else(|e| panic!("PANDO_SHUTTLE_SECONDS={text}: {e}")) / 2.0
-    });
+    let half = seconds().map(|seconds| seconds / 2.0);
     let schedules = number("PANDO_SHUTTLE_SCHEDULES").map_or(SCHEDULES, to_usize);
     let each = if half.is_some() { usize::MAX } else { schedules.div_ceil(2 * fewer) };
     let repeated = UncontrolledNondeterminismCheckScheduler::new(random(seed, REPEATED));
@@ -110,7 +120,7 @@ where
     let pct = PctScheduler::new_from_seed(seed, DEPTH, each);
     let done = Runner::new(random(seed, each), config(half)).run(race.clone())
         + Runner::new(pct, config(half)).run(race);
-    println!("{name}: {done} schedules in {:.1} s", begin.elapsed().as_secs_f64());
+    say(&format!("{name}: {done} schedules in {:.1} s", begin.elapsed().as_secs_f64()));
 }
 
 fn random(seed: u64, schedules: usize) -> RandomScheduler {
@@ -124,5 +134,6 @@ where
 {
     let begin = Instant::now();
     let done = Runner::new(DfsScheduler::new(None, false), config(None)).run(race);
-    println!("{name}: {done} schedules, all there are, in {:.1} s", begin.elapsed().as_secs_f64());
+    let seconds = begin.elapsed().as_secs_f64();
+    say(&format!("{name}: {done} schedules, all there are, in {seconds:.1} s"));
 }

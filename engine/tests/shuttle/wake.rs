@@ -13,7 +13,7 @@ use pando_engine::sync::thread;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-use crate::explore::{exhaust, explore, is_campaign};
+use crate::explore::{exhaust, explore, is_long};
 
 /// One thread wakes another, which is about to sleep, sleeps, or has not begun.
 #[test]
@@ -61,7 +61,7 @@ fn wake_ups_during_a_poll() {
     };
     explore("wake::wake_ups_during_a_poll", race);
     // Two million.
-    if is_campaign() {
+    if is_long() {
         exhaust("wake::wake_ups_during_a_poll", race);
     }
 }

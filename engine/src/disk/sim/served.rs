@@ -79,3 +79,65 @@ impl SimDisk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::disk::Buf;
+    use crate::disk::executor::Executor;
+    use crate::disk::sim::{CutPlan, SimDisk, SimOptions};
+    use crate::sync::thread;
+    use crate::units::BlockNo;
+
+    /// Writes and syncs on a thread of its own; how many rounds came to their end.
+    fn writer(sim: &SimDisk, at: u64, rounds: u64) -> thread::JoinHandle<Option<u64>> {
+        let sim = sim.clone();
+        thread::spawn(move || {
+            Executor::new(sim.driver()).run(async {
+                let disk = sim.disk();
+                for round in 1..=rounds {
+                    let mut buf = Buf::new(1);
+                    buf.as_mut_bytes().fill(u8::try_from(round % 250).unwrap());
+                    disk.write(BlockNo::new(at), vec![buf]).await.unwrap();
+                    disk.sync().await.unwrap();
+                }
+                rounds
+            })
+        })
+    }
+
+    #[test]
+    fn threads_share_a_disk() {
+        let sim = SimDisk::new(1, 16, SimOptions::default());
+        sim.begin_service();
+        let device = sim.clone();
+        let device = thread::spawn(move || device.serve());
+        let writers: Vec<_> = (0..3).map(|at| writer(&sim, at, 200)).collect();
+        for writer in writers {
+            assert_eq!(writer.join().unwrap(), Some(200));
+        }
+        sim.end_service();
+        device.join().unwrap();
+        let left = sim.image_after_cut(CutPlan::KeepNone);
+        for at in 0..3 {
+            assert_eq!(left.blocks().block(BlockNo::new(at))[0], 200);
+        }
+        // Alone again, a thread completes its I/O itself.
+        let more = sim.run(async { sim.disk().sync().await });
+        assert!(more.is_some_and(|synced| synced.is_ok()));
+    }
+
+    #[test]
+    fn everybody_stops_when_the_power_fails() {
+        let sim = SimDisk::new(1, 16, SimOptions::default());
+        sim.set_cut_at(100);
+        sim.begin_service();
+        let device = sim.clone();
+        let device = thread::spawn(move || device.serve());
+        let writers: Vec<_> = (0..3).map(|at| writer(&sim, at, 1000)).collect();
+        for writer in writers {
+            assert_eq!(writer.join().unwrap(), None);
+        }
+        device.join().unwrap();
+        assert!(sim.is_cut());
+    }
+}
