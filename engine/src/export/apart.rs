@@ -16,11 +16,12 @@
 //! ```
 //!
 //! If the daemon is killed meanwhile, the process waits until the next one serves the device, finds
-//! that its stdin has ended, and ends.
+//! that its stdin has ended, and ends. Whoever wants to hold the device next waits for that.
 
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 
@@ -93,13 +94,19 @@ fn line(text: &dyn Display) -> String {
     text.to_string().replace('\n', " ")
 }
 
+/// Whether a process is one of these.
+pub(super) fn is_one(process: u32) -> bool {
+    let words = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    words.split(|byte| *byte == 0).nth(1) == Some(WORD.as_bytes())
+}
+
 /// A process apart, until this is dropped, which waits for its end.
 struct Apart(Child);
 
 impl Apart {
     fn start(words: &[&str]) -> Result<Self> {
         let mut command = Command::new(PROGRAM);
-        command.arg(WORD).args(words).env_clear();
+        command.arg0("pandod").arg(WORD).args(words).env_clear();
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let child = command.spawn().map_err(|error| Error::io("a process apart", error))?;
         Ok(Self(child))

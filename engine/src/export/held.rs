@@ -8,13 +8,17 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{major, minor};
+use rustix::fs::{major, makedev, minor};
 
+use super::apart;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::driver::DeviceNode;
 
 /// Whoever looks at a device that has just changed (udev) is gone by then.
 const USE_PATIENCE: Duration = Duration::from_secs(1);
+/// Whoever holds it for an earlier daemon is gone by then: when the kernel has looked after the
+/// request that he waits for, which takes it [`LOOK_AFTER`], or 30 s.
+const EARLIER_PATIENCE: Duration = Duration::from_secs(45);
 /// How long the kernel or udev may take to make the file of a new device.
 const NODE_PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -32,11 +36,17 @@ pub(super) fn hold(node: &DeviceNode) -> Result<(File, Option<std::io::Error>)> 
             Err(error) if error.kind() == ErrorKind::Busy => error,
             result => return result,
         };
-        if since.elapsed() >= USE_PATIENCE {
+        if since.elapsed() >= USE_PATIENCE
+            && (since.elapsed() >= EARLIER_PATIENCE || !held_for_another_daemon(node))
+        {
             return Err(refused);
         }
         thread::sleep(PAUSE);
     }
+}
+
+fn held_for_another_daemon(node: &DeviceNode) -> bool {
+    opened_by(makedev(node.major, node.minor)).is_some_and(apart::is_one)
 }
 
 fn try_hold(node: &DeviceNode) -> Result<(File, Option<std::io::Error>)> {

@@ -30,6 +30,10 @@ const NEEDED: u64 = feature::USER_RECOVERY
 const DEPTH: u16 = 128;
 /// Queues of a device at most; there is one for each shard.
 const QUEUES_MAX: usize = 16;
+/// Kernels with this feature can take a device back from a daemon that was killed while it was taking
+/// it back. Older ones (before 6.15) fault if some of its queues were ready by then, and some were not:
+/// there a device has one queue.
+const RECOVERS_HALF_DONE: u64 = feature::UPDATE_SIZE;
 /// Bytes of data in one request.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// Bytes that one discard unmaps: a change of the map, not of data.
@@ -128,9 +132,8 @@ fn node(number: u32, params: &Params) -> DeviceNode {
 /// # Errors
 /// Nothing is left of it, unless the kernel does not answer.
 pub(super) async fn attach(spec: DeviceSpec) -> Result<UblkDevice> {
-    let queues = spec.shards.len().clamp(1, QUEUES_MAX);
+    let queues = u16::try_from(spec.shards.len().clamp(1, QUEUES_MAX)).unwrap_or(1);
     let wished = DevInfo {
-        queues: u16::try_from(queues).unwrap_or(1),
         depth: DEPTH,
         request_bytes_max: REQUEST_BYTES_MAX,
         device: abi::ANY_DEVICE,
@@ -138,8 +141,10 @@ pub(super) async fn attach(spec: DeviceSpec) -> Result<UblkDevice> {
         ..DevInfo::default()
     };
     let added = control("creation of a ublk device".to_owned(), move |control| {
-        let offered = control.features()? & feature::UPDATE_SIZE;
-        let mut info = DevInfo { features: NEEDED | offered, ..wished };
+        let offered = control.features()?;
+        let queues = if offered & RECOVERS_HALF_DONE == 0 { 1 } else { queues };
+        let features = NEEDED | offered & feature::UPDATE_SIZE;
+        let mut info = DevInfo { features, queues, ..wished };
         control.add(&mut info)?;
         Ok(info)
     });
@@ -285,7 +290,12 @@ fn start_recovery(number: u32) -> Result<()> {
     loop {
         let state = control.info(number).map_err(failed)?.map(|info| info.state);
         let begun = match state {
-            Some(state::QUIESCED) => control.start_recovery(number),
+            Some(state::QUIESCED) => match control.start_recovery(number) {
+                // A daemon has begun, and was killed before the kernel had a queue of it: to such a
+                // kernel this is still the beginning.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+                begun => begun,
+            },
             _ => Err(io::Error::from_raw_os_error(libc::EBUSY)),
         };
         match begun {

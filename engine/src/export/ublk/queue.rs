@@ -15,7 +15,12 @@
 //! move pages of memory and never wait for a device.
 //!
 //! The kernel knows a queue by the thread that fetched for it, so a queue stays on its shard.
+//!
+//! What a daemon that is killed leaves half done when it takes a device back, kernels before 6.15 cannot
+//! undo. So it is not divided: all tags of a queue are fetched for by one system call, and the
+//! descriptors are mapped behind that, since the mapping belongs to the first process that makes it.
 
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -29,8 +34,8 @@ use zerocopy::transmute;
 use super::abi::{self, IoCmd, IoDesc, io_flag, operation};
 use crate::device::{BlockDevice, ZeroFlags};
 use crate::disk::Buf;
-use crate::disk::executor::spawn_local;
-use crate::disk::reactor::device_command;
+use crate::disk::executor::{end_of_turn, spawn_local};
+use crate::disk::reactor::{device_command, submit_now};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::ExportSource;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, SECTOR_BYTES, to_u32, to_u64, to_usize};
@@ -51,7 +56,8 @@ pub(super) struct Shared {
 
 /// One queue. The fields are dropped in this order: the mapping and the descriptor first.
 struct Queue {
-    descriptors: MmapRaw,
+    /// Mapped as soon as the kernel has the queue.
+    descriptors: OnceCell<MmapRaw>,
     shared: Shared,
     number: u16,
     name: String,
@@ -69,17 +75,23 @@ pub(super) async fn serve(
     (number, depth): (u16, u16),
 ) -> Result<()> {
     let export = source.open("").await?;
-    let (offset, len) = abi::descriptors(number, depth);
-    let mapped =
-        MmapOptions::new().offset(offset).len(to_usize(len)).map_raw_read_only(&*shared.fd);
-    let descriptors =
-        mapped.map_err(|error| Error::io(format!("requests of ublk queue {number}"), error))?;
-    let room = Semaphore::new(QUEUE_BLOCKS_MAX);
+    let (descriptors, room) = (OnceCell::new(), Semaphore::new(QUEUE_BLOCKS_MAX));
     let (name, device) = (export.name, export.device);
     let queue = Rc::new(Queue { descriptors, shared, number, name, device, room });
+    // Room for all that is asked for next.
+    submit_now();
     for tag in 0..depth {
         spawn_local(serve_tag(Rc::clone(&queue), tag));
     }
+    end_of_turn().await;
+    submit_now();
+    // Nothing that has come in since is looked at before this is done.
+    let (offset, len) = abi::descriptors(number, depth);
+    let mapped =
+        MmapOptions::new().offset(offset).len(to_usize(len)).map_raw_read_only(&*queue.shared.fd);
+    let mapped =
+        mapped.map_err(|error| Error::io(format!("requests of ublk queue {number}"), error))?;
+    queue.descriptors.set(mapped).unwrap_or_else(|_| unreachable!("it is mapped here alone"));
     Ok(())
 }
 
@@ -115,9 +127,10 @@ impl Queue {
     /// The request that the kernel has just handed over with `tag`.
     fn request(&self, tag: u16) -> IoDesc {
         let start = usize::from(tag) * size_of::<IoDesc>();
+        let descriptors = self.descriptors.get().expect("mapped before a request is looked at");
         // SAFETY: the mapping holds a descriptor for each tag up to the depth of the queue, and
         // `tag` is below that.
-        let descriptor = unsafe { self.descriptors.as_ptr().add(start) };
+        let descriptor = unsafe { descriptors.as_ptr().add(start) };
         // SAFETY: in bounds as above; the kernel does not change it before the request has been
         // answered.
         let bytes = unsafe { descriptor.cast::<[u8; size_of::<IoDesc>()]>().read_volatile() };
