@@ -33,7 +33,8 @@ pub(super) enum Stage {
     Completed,
     /// Whoever wrote it knows, since this moment: a sync asked for later covers it.
     Delivered(u64),
-    /// A sync that covered it has failed: it may be on the disk or not, and no later sync helps.
+    /// A sync that covered it has failed: it may be on the disk or not, and no later sync of this
+    /// process helps.
     Orphaned,
 }
 
@@ -201,7 +202,9 @@ pub(super) fn after_kill(pieces: &[Piece], seed: u64) -> Vec<Piece> {
         let mut piece = piece.clone();
         // Moments of the old life mean nothing in the next one: all of them are before it.
         match piece.stage {
-            Stage::Orphaned => {}
+            // The next process reads what the device has, so it is lost at once or not at all.
+            Stage::Orphaned if rng.chance(8) => continue,
+            Stage::Orphaned => piece.stage = Stage::Delivered(0),
             Stage::Delivered(_) | Stage::Completed => piece.stage = Stage::Delivered(0),
             Stage::InFlight => {
                 let mask = if rng.chance(8) { ALL_SECTORS } else { rng.bits().to_le_bytes()[0] };

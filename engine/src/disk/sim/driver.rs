@@ -80,6 +80,8 @@ pub(super) struct State {
     pub(super) halted: bool,
     /// Everybody waits for operations that never complete.
     pub(super) stuck: bool,
+    /// A sync has failed: what it was to cover may be lost.
+    pub(super) flush_failed: bool,
     /// Operations asked for, by sort.
     pub(super) asked: BTreeMap<FaultOp, u64>,
     pub(super) faults: Faults,
@@ -108,6 +110,7 @@ impl State {
             cut_at: None,
             halted: false,
             stuck: false,
+            flush_failed: false,
             asked: BTreeMap::new(),
             faults: Faults::default(),
             trace: 0,
@@ -305,8 +308,19 @@ impl State {
     fn harden(&mut self, asked_at: u64, len_blocks: u64) {
         let Self { pieces, durable, .. } = self;
         durable.extend(len_blocks);
+        let covers = |piece: &Piece| matches!(piece.stage, Stage::Delivered(at) if at < asked_at);
+        // What a device has given up, or a flush has lost, never replaces what came later.
+        let mut number = 0;
+        while let Some(orphan) = pieces.get(number) {
+            let later = |later: &Piece| later.block == orphan.block && covers(later);
+            if orphan.stage == Stage::Orphaned && pieces[number..].iter().any(later) {
+                pieces.remove(number);
+            } else {
+                number += 1;
+            }
+        }
         pieces.retain(|piece| {
-            let covered = matches!(piece.stage, Stage::Delivered(at) if at < asked_at);
+            let covered = covers(piece);
             if covered {
                 durable.set_sectors(piece.block, &piece.content, piece.mask);
             }
@@ -315,6 +329,7 @@ impl State {
     }
 
     fn orphan(&mut self, asked_at: u64) {
+        self.flush_failed = true;
         for piece in &mut self.pieces {
             if matches!(piece.stage, Stage::Delivered(at) if at < asked_at) {
                 piece.stage = Stage::Orphaned;

@@ -22,7 +22,8 @@ pub enum FaultOp {
 pub enum Effect {
     /// The operation fails with `errno` (EIO, ENOSPC). A write that has `landed` is on the disk all
     /// the same; without it nothing is. After a failed sync what it was to cover may be on the disk
-    /// or not, and no later sync makes it durable.
+    /// or not, and no later sync of this process makes it durable. (What is lost of it the next
+    /// process does not see: it reads the device, past all caches of the host.)
     Error {
         /// What the caller gets.
         errno: i32,

@@ -196,6 +196,7 @@ impl SimDisk {
             pieces: state.pieces.clone(),
             len_blocks: state.current.len_blocks(),
             ring: state.ring.clone(),
+            flush_failed: state.flush_failed,
         }
     }
 

@@ -14,6 +14,7 @@ pub struct Moment {
     pub(super) pieces: Vec<Piece>,
     pub(super) len_blocks: u64,
     pub(super) ring: HeapRing,
+    pub(super) flush_failed: bool,
 }
 
 impl Moment {
@@ -22,6 +23,12 @@ impl Moment {
     #[must_use]
     pub const fn events(&self) -> u64 {
         self.events
+    }
+
+    /// Whether a sync has failed, so that a kill loses what it was to cover, or not.
+    #[must_use]
+    pub const fn flush_failed(&self) -> bool {
+        self.flush_failed
     }
 
     /// Things that no sync has covered: the range of the numbers in a [`CutPlan`].

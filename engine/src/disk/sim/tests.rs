@@ -288,3 +288,83 @@ fn time_passes_when_nothing_else_is_to_be_done() {
     })
     .unwrap();
 }
+
+fn fault(op: FaultOp, effect: Effect) -> Fault {
+    Fault { op, after: 0, sticky: false, effect }
+}
+
+#[test]
+fn what_a_failed_sync_has_lost_never_replaces_what_came_later() {
+    let sim = new_disk(8);
+    let disk = sim.disk();
+    sim.run(async {
+        write(&disk, 1, 11).await;
+        sim.inject(fault(FaultOp::Sync, Effect::Error { errno: 5, landed: false }));
+        disk.sync().await.unwrap_err();
+        write(&disk, 1, 12).await;
+        assert_eq!(first_byte(&sim.image_after_cut(CutPlan::OnlyOne(Grain::Block, 0)), 1), 11);
+        assert_eq!(first_byte(&sim.image_after_cut(CutPlan::KeepAll), 1), 12);
+        disk.sync().await.unwrap();
+        write(&disk, 2, 22).await;
+    })
+    .unwrap();
+    assert_eq!(sim.pending(Grain::Block), 1);
+    assert_eq!(first_byte(&sim.image_after_cut(CutPlan::KeepAll), 1), 12);
+}
+
+#[test]
+fn slow_operations_take_their_time_and_nobody_elses() {
+    let sim = new_disk(9);
+    let disk = sim.disk();
+    let time = Duration::from_secs(3);
+    let order = Rc::new(RefCell::new(Vec::new()));
+    sim.inject(fault(FaultOp::Write, Effect::Slow(time)));
+    sim.run(async {
+        let (slow, done) = (sim.disk(), Rc::clone(&order));
+        spawn_local(async move {
+            write(&slow, 1, 1).await;
+            done.borrow_mut().push("slow");
+        });
+        end_of_turn().await;
+        for block in 2..6 {
+            write(&disk, block, 2).await;
+        }
+        order.borrow_mut().push("others");
+        assert!(disk.now() < time);
+        disk.sleep(2 * time).await;
+    })
+    .unwrap();
+    assert_eq!(*order.borrow(), ["others", "slow"]);
+}
+
+#[test]
+fn who_waits_for_what_never_ends_is_stuck() {
+    let sim = new_disk(10);
+    let disk = sim.disk();
+    sim.inject(fault(FaultOp::Write, Effect::Hung));
+    assert!(sim.run(write(&disk, 1, 1)).is_none());
+    assert!(sim.is_stuck());
+    let landed = |plan| first_byte(&sim.image_after_cut(plan), 1);
+    assert_eq!((landed(CutPlan::KeepNone), landed(CutPlan::KeepAll)), (0, 1));
+}
+
+#[test]
+fn writes_and_reads_go_astray() {
+    let sim = new_disk(11);
+    let disk = sim.disk();
+    sim.run(async {
+        sim.inject(fault(FaultOp::Write, Effect::Shifted(3)));
+        write(&disk, 5, 7).await;
+        sim.inject(fault(FaultOp::Read, Effect::Shifted(100)));
+        let (buf, result) = disk.read(BlockNo::new(5), Buf::new(1)).await;
+        result.unwrap();
+        assert_eq!(buf.as_bytes()[0], 0, "the last block of the disk");
+        sim.inject(fault(FaultOp::Read, Effect::Shifted(3)));
+        let (buf, _) = disk.read(BlockNo::new(5), Buf::new(1)).await;
+        assert_eq!(buf.as_bytes()[0], 7);
+    })
+    .unwrap();
+    let places: Vec<_> = sim.strikes().iter().map(|s| (s.at.get(), s.to.get())).collect();
+    assert_eq!(places, [(5, 8), (5, 63), (5, 8)]);
+    assert_eq!(first_byte(&sim.image_after_cut(CutPlan::KeepAll), 5), 0);
+}
