@@ -29,6 +29,7 @@ fn config(pool_blocks: u64) -> Config {
         fanout: if pool_blocks < 200 { small } else { Fanout::FULL },
         cache_bytes: 0,
         discard: pool_blocks.is_multiple_of(3),
+        ..Config::default()
     }
 }
 

@@ -6,26 +6,24 @@ use super::tables::NewTables;
 use crate::error::Result;
 use crate::format::catalogue::NodeDrop;
 use crate::format::node::{Node, NodeChild, children};
-use crate::limits::CASCADE_NODES_MAX;
 use crate::map::{RefChange, RefDelta};
 use crate::pool::Pool;
 
 /// Nodes whose losses are netted together.
 const ROUND: usize = 64;
 
-/// Works off up to [`CASCADE_NODES_MAX`] of `drops`. A drop holds one reference to its node: the
-/// last one frees the node and passes the loss on to its children.
+/// Works off as many of `drops` as the pool was opened for. A drop holds one reference to its node:
+/// the last one frees the node and passes the loss on to its children.
 pub(super) async fn run(
     pool: &Pool,
     tables: &mut NewTables<'_>,
     freed: &mut Freed,
     drops: &mut Vec<NodeDrop>,
 ) -> Result<()> {
-    for _ in 0..CASCADE_NODES_MAX / ROUND {
-        if drops.is_empty() {
-            return Ok(());
-        }
-        let round = drops.split_off(drops.len().saturating_sub(ROUND));
+    let mut left = pool.core.options.cascade_nodes;
+    while left > 0 && !drops.is_empty() {
+        let round = drops.split_off(drops.len().saturating_sub(ROUND.min(left)));
+        left -= round.len();
         let mut log = Vec::new();
         for drop in round {
             give_up(pool, tables, drop, &mut log, drops).await?;

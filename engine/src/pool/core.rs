@@ -22,6 +22,7 @@ use crate::checkpoint::Checkpointer;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::Journal;
+use crate::limits::CASCADE_NODES_MAX;
 use crate::state::State;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Counter, Mutex, MutexGuard};
@@ -36,11 +37,19 @@ pub struct OpenOptions {
     pub discard: bool,
     /// Entries in full nodes; less than the format allows only in tests.
     pub fanout: crate::map::Fanout,
+    /// Nodes given up by one checkpoint's cascade of deletions, the rest waits for the next; fewer
+    /// only in tests.
+    pub cascade_nodes: usize,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { cache_bytes: 256 << 20, discard: false, fanout: crate::map::Fanout::FULL }
+        Self {
+            cache_bytes: 256 << 20,
+            discard: false,
+            fanout: crate::map::Fanout::FULL,
+            cascade_nodes: CASCADE_NODES_MAX,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::disk::Buf;
 use crate::disk::executor::spawn_local;
 use crate::disk::sim::{CutPlan, Rng, SimDisk, SimImage, SimOptions};
 use crate::error::{ErrorKind, Result};
+use crate::limits::CASCADE_NODES_MAX;
 use crate::map::Fanout;
 use crate::pool::{CreateVolume, FormatOptions, IoLimits, ModifyVolume, OpenOptions, Pool, Source};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, SECTOR_BYTES, VolumeId, to_u32, to_u64, to_usize};
@@ -30,6 +31,8 @@ pub struct Config {
     pub cache_bytes: u64,
     /// Whether freed blocks are discarded.
     pub discard: bool,
+    /// Nodes that one checkpoint gives up for deletions.
+    pub cascade_nodes: usize,
 }
 
 impl Default for Config {
@@ -40,6 +43,7 @@ impl Default for Config {
             fanout: Fanout { leaf_max: 4, inner_max: 4 },
             cache_bytes: 1 << 20,
             discard: false,
+            cascade_nodes: CASCADE_NODES_MAX,
         }
     }
 }
@@ -58,6 +62,7 @@ impl Config {
             },
             cache_bytes: if rng.chance(8) { 0 } else { 1 << 20 },
             discard: rng.chance(5),
+            cascade_nodes: to_usize(2 + seed % 7),
         }
     }
 
@@ -89,6 +94,7 @@ impl Config {
             cache_bytes: self.cache_bytes,
             fanout: self.fanout,
             discard: self.discard,
+            cascade_nodes: self.cascade_nodes,
         };
         // Less than the journal, so that it is sometimes the memory that is full.
         let memory = |len: usize| sim.map_ring(len / BLOCK_SIZE * 3 / 4 * BLOCK_SIZE);

@@ -76,6 +76,7 @@ async fn open(config: &Config, sim: &SimDisk) -> Pool {
         cache_bytes: config.cache_bytes,
         fanout: config.fanout,
         discard: config.discard,
+        ..OpenOptions::default()
     };
     let memory = |len: usize| sim.map_ring(len / BLOCK_SIZE * 3 / 4 * BLOCK_SIZE);
     Pool::open(sim.disk(), memory, options).await.unwrap_or_else(|e| panic!("open: {e}"))

@@ -144,6 +144,7 @@ impl Maker {
             fanout: Fanout { leaf_max: 4, inner_max: 4 },
             cache_bytes: 1 << 20,
             discard: false,
+            ..Config::default()
         };
         let image = config.formatted();
         let log = Log::new(Model::default());

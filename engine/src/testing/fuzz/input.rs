@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use arbitrary::Unstructured;
 
 use crate::disk::sim::SimImage;
+use crate::limits::CASCADE_NODES_MAX;
 use crate::map::Fanout;
 use crate::testing::run::Config;
 use crate::units::{to_u64, to_usize};
@@ -61,7 +62,8 @@ impl<'a> Input<'a> {
         };
         let cache_bytes = if self.below(2) == 1 { 0 } else { 1 << 20 };
         let discard = self.below(2) == 1;
-        Config { pool_blocks, journal_blocks, fanout, cache_bytes, discard }
+        let cascade_nodes = CASCADE_NODES_MAX;
+        Config { pool_blocks, journal_blocks, fanout, cache_bytes, discard, cascade_nodes }
     }
 }
 
