@@ -21,6 +21,7 @@ fn tiny() -> Config {
         fanout: Fanout { leaf_max: 4, inner_max: 4 },
         cache_bytes: 1 << 20,
         discard: false,
+        cascade_nodes: 2,
     }
 }
 

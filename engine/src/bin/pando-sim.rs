@@ -8,13 +8,17 @@ use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::ops::Range;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use pando_engine::testing::campaign::alphabet::{ALPHABET, symbol};
 use pando_engine::testing::campaign::exhaustive::{count, sequence};
-use pando_engine::testing::campaign::{Exhaustive, Failure, Faults, Random, Tally, quiet};
+use pando_engine::testing::campaign::{Exhaustive, Failure, Faults, Random, Tally, quiet, shrink};
 
+/// What takes longer than this hangs.
+const SECONDS_MAX: u64 = 180;
 /// Failures after which a campaign ends.
 const FAILURES_MAX: usize = 5;
 
@@ -129,6 +133,10 @@ struct Run {
     started: Instant,
     tally: Tally,
     failures: Vec<String>,
+    /// Sequences for which there was no time.
+    left: u64,
+    /// Grows while there is progress.
+    alive: Arc<AtomicU64>,
 }
 
 impl Run {
@@ -140,10 +148,23 @@ impl Run {
     }
 
     fn enter(&mut self, result: Result<(), Failure>) {
-        let Err(failure) = result else { return };
-        say(format_args!("FAILED {}\n{}\n{}", failure.repeat, failure.why, failure.case));
-        let first = failure.why.lines().nth(1).unwrap_or(&failure.why);
-        self.failures.push(format!("{}: {first}", failure.repeat));
+        self.alive.fetch_add(1, Ordering::Relaxed);
+        let Err(Failure { repeat, why, case }) = result else { return };
+        say(format_args!("FAILED {repeat}\n{why}"));
+        match shrink(&case) {
+            Some((small, why)) => {
+                let (acts, lives) = (case.acts(), case.lives.len());
+                say(format_args!(
+                    "of {acts} acts in {lives} lives {} in {} are left:\n{why}\n{small}",
+                    small.acts(),
+                    small.lives.len()
+                ));
+            }
+            None => say(case),
+        }
+        self.alive.fetch_add(1, Ordering::Relaxed);
+        let first = why.lines().nth(1).unwrap_or(&why);
+        self.failures.push(format!("{repeat}: {first}"));
     }
 
     fn close(self) -> ExitCode {
@@ -171,6 +192,7 @@ impl Run {
             "seeds": seeds,
             "sequences": sequences,
             "impossible_sequences": impossible,
+            "sequences_left": self.left,
             "faults": faults,
             "rare": rare,
             "failures": self.failures,
@@ -228,7 +250,25 @@ fn main() -> ExitCode {
 }
 
 fn run(limits: Limits) -> Run {
-    Run { limits, started: Instant::now(), tally: Tally::default(), failures: Vec::new() }
+    let (tally, failures) = (Tally::default(), Vec::new());
+    Run { limits, started: Instant::now(), tally, failures, left: 0, alive: watch() }
+}
+
+/// Ends the program when nothing goes on: a loop without I/O is seen by nobody else.
+fn watch() -> Arc<AtomicU64> {
+    let alive = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&alive);
+    std::thread::spawn(move || {
+        loop {
+            let before = seen.load(Ordering::Relaxed);
+            std::thread::sleep(Duration::from_secs(SECONDS_MAX));
+            if seen.load(Ordering::Relaxed) == before {
+                say(format_args!("FAILED: number {before} of what was asked for hangs"));
+                std::process::exit(1);
+            }
+        }
+    });
+    alive
 }
 
 /// Explores a part of the sequences of a length.
@@ -244,6 +284,7 @@ fn explore(
         run.enter(campaign.explore(&sequence(length, number, order)));
         number += parts;
     }
+    run.left += count(length).saturating_sub(number).div_ceil(parts);
 }
 
 fn say(what: impl Display) {

@@ -49,7 +49,13 @@ impl End {
                 log.power_failed();
                 moment.after_cut(plan)
             }
-            Self::Kill { seed, memory: true, .. } => moment.after_kill(seed),
+            Self::Kill { seed, memory: true, .. } => {
+                // Memory keeps records, not the data that they name.
+                if moment.flush_failed() {
+                    log.power_failed();
+                }
+                moment.after_kill(seed)
+            }
             Self::Kill { seed, memory: false, .. } => {
                 log.power_failed();
                 moment.after_kill(seed).without_memory()
@@ -161,29 +167,25 @@ pub(super) fn live(
     if let Some(at) = life.end.at() {
         stage.sim.set_cut_at(at);
     }
-    let (_, suffered) = play(&stage, life, Keep::Nothing);
+    play(&stage, life, Keep::Nothing);
+    let suffered = stage.suffered.take();
     let mut log = stage.log.borrow().clone();
     let image = life.end.leave(&stage.sim.moment(), &mut log);
     (image, log, suffered.filter(|_| life.response() == Some(Response::Noticed)))
 }
 
-/// Does what is done in a life.
-pub(super) fn play(
-    stage: &Stage<'_>,
-    life: &CaseLife,
-    keep: Keep,
-) -> (Vec<Seen>, Option<Suffered>) {
+/// Does what is done in a life. Also says whether it came to its end.
+pub(super) fn play(stage: &Stage<'_>, life: &CaseLife, keep: Keep) -> (Vec<Seen>, bool) {
     for trouble in &life.troubles {
         if let Trouble::Fault(fault) = trouble {
             stage.sim.inject(*fault);
         }
     }
-    if let Some(response) = life.response() {
-        let (suffered, seen) = stage.run(keep, stage.suffer(life, response));
-        return (seen, suffered);
-    }
     let mut acts = life.acts.iter().cloned();
-    let (_, seen) = stage.run(keep, async {
+    let (ended, seen) = stage.run(keep, async {
+        if let Some(response) = life.response() {
+            return stage.suffer(life, response).await;
+        }
         let pool = stage.live(|_| acts.next()).await;
         match life.end {
             End::Close => pool.close().await.unwrap_or_else(|e| panic!("closing fails: {e}")),
@@ -191,7 +193,7 @@ pub(super) fn play(
             End::Power { .. } | End::Kill { .. } => {}
         }
     });
-    (seen, None)
+    (seen, ended.is_some())
 }
 
 impl fmt::Display for Case {

@@ -71,6 +71,8 @@ impl CrashCounts {
 pub(super) struct Watched {
     pub(super) sim: SimDisk,
     pub(super) seen: Vec<Seen>,
+    /// Whether it came to its end.
+    pub(super) ended: bool,
     /// How it went, if something went wrong.
     pub(super) suffered: Option<Suffered>,
 }
@@ -162,9 +164,9 @@ impl Explorer {
         self.trail.push(life.clone());
         let image = life.rotten(image);
         let stage = Stage::new(&self.config, image, life.seed, log.clone(), &self.rares);
-        let (seen, suffered) = play(&stage, life, keep);
+        let (seen, ended) = play(&stage, life, keep);
         self.trail.pop();
-        Watched { sim: stage.sim, seen, suffered }
+        Watched { seen, ended, suffered: stage.suffered.take(), sim: stage.sim }
     }
 
     /// Lives through a life of so many acts, which it is given as it needs them. Returns it with
@@ -180,12 +182,19 @@ impl Explorer {
         self.trail.push(life);
         let life = self.trail.last_mut().expect("just pushed");
         let stage = Stage::new(&self.config, image, life.seed, log.clone(), &self.rares);
+        let closes = life.end == End::Close;
         let next = |model: &Model| {
             let act = acts(life, model)?;
             life.acts.push(act.clone());
             Some(act)
         };
-        let (_, seen) = stage.run(keep, async { stage.live(next).await });
+
+        let (_, seen) = stage.run(keep, async {
+            let pool = stage.live(next).await;
+            if closes {
+                pool.close().await.unwrap_or_else(|e| panic!("closing fails: {e}"));
+            }
+        });
         let life = self.trail.pop().expect("just pushed");
         (life, seen)
     }

@@ -19,6 +19,7 @@ use super::gen_ops::Op;
 use super::model::Model;
 use super::rare::{Rare, Rares};
 use super::run::{Config, Life, Log, SharedLog, check_sound, observe, perform, resolve, step};
+use super::trouble::Suffered;
 use crate::disk::executor::{Driver, Executor, Parked, Unpark};
 use crate::disk::sim::{FaultOp, Moment, Rng, SimDisk, SimDriver, SimImage, SimOptions};
 use crate::error::ErrorKind;
@@ -96,6 +97,8 @@ pub struct Stage<'a> {
     pub rares: &'a Rares,
     pool: RefCell<Option<Pool>>,
     pub(super) begun: Cell<usize>,
+    /// How it goes, if something goes wrong.
+    pub(super) suffered: RefCell<Option<Suffered>>,
 }
 
 impl<'a> Stage<'a> {
@@ -104,7 +107,8 @@ impl<'a> Stage<'a> {
     pub fn new(config: &'a Config, image: SimImage, seed: u64, log: Log, rares: &'a Rares) -> Self {
         let sim = SimDisk::from_image(image, seed, SimOptions::default());
         let log = Rc::new(RefCell::new(log));
-        Self { config, sim, log, rares, pool: RefCell::new(None), begun: Cell::new(0) }
+        let (pool, suffered) = (RefCell::new(None), RefCell::new(None));
+        Self { config, sim, log, rares, pool, begun: Cell::new(0), suffered }
     }
 
     /// Runs `future`, to its end or until the power fails, and keeps the moments on the way.
@@ -282,7 +286,9 @@ impl Watch<'_, '_> {
         match &self.last {
             Some((last, log)) if *last == key => Rc::clone(log),
             _ => {
-                let copy = Rc::new(log.since_durable());
+                // Whoever is damaged may be found in an older state too.
+                let whole = self.stage.suffered.borrow().is_some();
+                let copy = Rc::new(if whole { log.clone() } else { log.since_durable() });
                 self.last = Some((key, Rc::clone(&copy)));
                 copy
             }

@@ -147,6 +147,7 @@ pub const fn config() -> Config {
         fanout: Fanout { leaf_max: 4, inner_max: 4 },
         cache_bytes: 1 << 20,
         discard: false,
+        cascade_nodes: 2,
     }
 }
 

@@ -25,12 +25,12 @@ pub struct Exhaustive {
     base: Base,
 }
 
-/// How far to go with sequences of a length: the recovery of every state is cut at every event for
-/// the shortest ones, that of some for longer ones.
+/// How far to go with sequences of a length: up to two operations the recovery of every state is cut
+/// at every event, beyond that the recovery of some states, at some events.
 const fn reach(length: usize) -> Reach {
     let (plans, nested_one_in, nested_cuts) = match length {
         0 | 1 => ([4, 16, 4], [1, 16], 1000),
-        2 => ([4, 4, 4], [4, 16], 1000),
+        2 => ([4, 3, 3], [1, 64], 1000),
         _ => ([4, 4, 3], [64, 8], 4),
     };
     Reach { plans, nested_one_in, nested_cuts, go_on_one_in: 16 }

@@ -29,8 +29,9 @@ const MOMENTS: u64 = 3;
 
 /// A kind of fault.
 enum Kind {
-    /// Something happens to the nth operation of a sort, or from that one on.
-    Op(FaultOp, bool, fn(&mut Rng) -> Effect),
+    /// Something happens to the nth operation of a sort, or from that one on; it may damage what
+    /// was acknowledged.
+    Op(FaultOp, bool, fn(&mut Rng) -> Effect, bool),
     /// Operations of all sorts take long.
     Slow,
     /// Bits are inverted at rest.
@@ -39,30 +40,47 @@ enum Kind {
     Hung(Scene),
 }
 
+impl Kind {
+    /// Whether something that was acknowledged may not be there.
+    const fn damages(&self) -> bool {
+        match self {
+            Self::Rot => true,
+            Self::Op(.., damages) => *damages,
+            Self::Slow | Self::Hung(_) => false,
+        }
+    }
+}
+
 const fn error(errno: i32, landed: bool) -> Effect {
     Effect::Error { errno, landed }
 }
 
 /// All kinds, by their names in reports.
 const KINDS: [(&str, Kind); 22] = [
-    ("read error", Kind::Op(FaultOp::Read, false, |_| error(EIO, false))),
-    ("read errors from then on", Kind::Op(FaultOp::Read, true, |_| error(EIO, false))),
-    ("write error, nothing landed", Kind::Op(FaultOp::Write, false, |_| error(EIO, false))),
-    ("write error, landed all the same", Kind::Op(FaultOp::Write, false, |_| error(EIO, true))),
-    ("write errors from then on", Kind::Op(FaultOp::Write, true, |rng| error(EIO, rng.chance(8)))),
-    ("host file system full", Kind::Op(FaultOp::Write, true, |_| error(ENOSPC, false))),
-    ("flush error", Kind::Op(FaultOp::Sync, false, |_| error(EIO, false))),
-    ("flush errors from then on", Kind::Op(FaultOp::Sync, true, |_| error(EIO, false))),
-    ("discard error", Kind::Op(FaultOp::Discard, false, |rng| error(EIO, rng.chance(8)))),
-    ("discard errors from then on", Kind::Op(FaultOp::Discard, true, |_| error(EIO, false))),
-    ("write lost", Kind::Op(FaultOp::Write, false, |_| Effect::Lost)),
-    ("write to another place", Kind::Op(FaultOp::Write, false, shifted)),
-    ("read from another place", Kind::Op(FaultOp::Read, false, shifted)),
+    ("read error", Kind::Op(FaultOp::Read, false, |_| error(EIO, false), false)),
+    ("read errors from then on", Kind::Op(FaultOp::Read, true, |_| error(EIO, false), false)),
+    ("write error, nothing landed", Kind::Op(FaultOp::Write, false, |_| error(EIO, false), false)),
+    (
+        "write error, landed all the same",
+        Kind::Op(FaultOp::Write, false, |_| error(EIO, true), false),
+    ),
+    (
+        "write errors from then on",
+        Kind::Op(FaultOp::Write, true, |rng| error(EIO, rng.chance(8)), false),
+    ),
+    ("host file system full", Kind::Op(FaultOp::Write, true, |_| error(ENOSPC, false), false)),
+    ("flush error", Kind::Op(FaultOp::Sync, false, |_| error(EIO, false), false)),
+    ("flush errors from then on", Kind::Op(FaultOp::Sync, true, |_| error(EIO, false), false)),
+    ("discard error", Kind::Op(FaultOp::Discard, false, |rng| error(EIO, rng.chance(8)), false)),
+    ("discard errors from then on", Kind::Op(FaultOp::Discard, true, |_| error(EIO, false), false)),
+    ("write lost", Kind::Op(FaultOp::Write, false, |_| Effect::Lost, true)),
+    ("write to another place", Kind::Op(FaultOp::Write, false, shifted, true)),
+    ("read from another place", Kind::Op(FaultOp::Read, false, shifted, true)),
     ("bit rot", Kind::Rot),
     ("slow I/O", Kind::Slow),
-    ("read that never ends", Kind::Op(FaultOp::Read, false, |_| Effect::Hung)),
-    ("write that never ends", Kind::Op(FaultOp::Write, false, |_| Effect::Hung)),
-    ("flush that never ends", Kind::Op(FaultOp::Sync, false, |_| Effect::Hung)),
+    ("read that never ends", Kind::Op(FaultOp::Read, false, |_| Effect::Hung, false)),
+    ("write that never ends", Kind::Op(FaultOp::Write, false, |_| Effect::Hung, false)),
+    ("flush that never ends", Kind::Op(FaultOp::Sync, false, |_| Effect::Hung, false)),
     ("a volume's read never ends, others go on", Kind::Hung(Scene::Read)),
     ("a volume's write never ends, others go on", Kind::Hung(Scene::Write)),
     ("a journal write never ends, others read", Kind::Hung(Scene::Journal)),
@@ -133,6 +151,7 @@ fn config(rng: &mut Rng, kind: &Kind) -> Config {
         fanout: Fanout { leaf_max: 4, inner_max: 4 },
         cache_bytes: if rng.chance(8) { 0 } else { 1 << 20 },
         discard: matches!(kind, Kind::Op(FaultOp::Discard, ..)) || rng.chance(3),
+        cascade_nodes: 4,
     }
 }
 
@@ -157,11 +176,13 @@ fn trouble(explorer: &mut Explorer, kind: &Kind, rng: &mut Rng) -> bool {
             })
         }
     };
-    let before = CaseLife::new(rng.bits());
+    // The end of a log that is damaged may be lost unnoticed: that is for others to look at.
+    let killed = End::Kill { at: None, seed: rng.bits(), memory: true };
+    let end = if kind.damages() { End::Close } else { killed };
+    let before = CaseLife { end, ..CaseLife::new(rng.bits()) };
     let (before, seen) = explorer.watch_acts(image, &log, before, last, next(count));
-    let end = End::Kill { at: None, seed: rng.bits(), memory: true };
     (image, log) = seen.last().expect("the end").leave(end);
-    explorer.trail.push(CaseLife { end, ..before });
+    explorer.trail.push(before);
     // What it will do, and what that takes on a device that does not fail.
     let seed = rng.bits();
     let count = 4 + rng.below(24);
@@ -170,7 +191,7 @@ fn trouble(explorer: &mut Explorer, kind: &Kind, rng: &mut Rng) -> bool {
     let calm = Stage::new(&config, image.clone(), seed, log.clone(), &explorer.rares);
     calm.run(Keep::Nothing, calm.suffer(&life, Response::Nothing));
     life.troubles = match kind {
-        Kind::Op(op, sticky, effect) => {
+        Kind::Op(op, sticky, effect, _) => {
             let after = rng.below(calm.sim.asked(*op).max(1));
             vec![Trouble::Fault(Fault { op: *op, after, sticky: *sticky, effect: effect(rng) })]
         }
@@ -180,15 +201,9 @@ fn trouble(explorer: &mut Explorer, kind: &Kind, rng: &mut Rng) -> bool {
     };
     let keep = Keep::OneIn(1 + calm.sim.io_count() / MOMENTS, rng.bits());
     let watched = explorer.watch(image, &log, &life, keep);
-    let Some(suffered) = watched.suffered else {
-        // Everybody waits for what never ends.
-        assert!(watched.sim.is_stuck(), "the life has an end");
-        for seen in &watched.seen {
-            explorer.cut(seen, &life);
-            explorer.kill(seen, &life, true);
-        }
-        return true;
-    };
+    // Unless everybody waits for what never ends.
+    assert!(watched.ended || watched.sim.is_stuck(), "the life has an end");
+    let suffered = watched.suffered.unwrap_or_default();
     for seen in &watched.seen {
         if life.response() == Some(Response::Noticed) {
             let at = Some(seen.moment.events());

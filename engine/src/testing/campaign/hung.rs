@@ -3,10 +3,10 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
-use crate::disk::executor::end_of_turn;
 use crate::disk::sim::{Effect, Fault, FaultOp, Rng};
 use crate::error::Result;
 use crate::pool::Pool;
@@ -65,7 +65,7 @@ pub(super) fn play(explorer: &mut Explorer, scene: Scene, rng: &mut Rng) -> bool
             stage.sim.inject(fault);
             let others = async {
                 while stage.sim.faults_struck() == 0 {
-                    end_of_turn().await;
+                    pool.disk().sleep(Duration::from_micros(1)).await;
                 }
                 others(&stage, &pool, scene, rng).await;
                 if scene.holds_flushes() {

@@ -11,9 +11,11 @@ pub mod exhaustive;
 pub mod faults;
 mod hung;
 pub mod random;
+pub mod shrink;
 pub mod tally;
 
 pub use exhaustive::Exhaustive;
 pub use faults::Faults;
 pub use random::Random;
+pub use shrink::shrink;
 pub use tally::{Failure, Tally, quiet};

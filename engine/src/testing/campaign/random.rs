@@ -21,10 +21,32 @@ const EVENTS: u64 = 8;
 const REACH: Reach =
     Reach { plans: [6, 3, 3], nested_one_in: [12, 8], nested_cuts: 4, go_on_one_in: 10 };
 
-/// A pool of at most some 350 blocks; every other one is close to the smallest that can be made.
-pub(super) const fn config(rng: &mut Rng) -> Config {
+/// What sort of pool a seed has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sort {
+    /// Close to the smallest that can be made.
+    Smallest,
+    Small,
+    /// With one large map of single blocks, whose deletion takes several checkpoints.
+    Scattered,
+}
+
+const fn sort(rng: &mut Rng) -> Sort {
+    match rng.below(8) {
+        0 => Sort::Scattered,
+        1..4 => Sort::Small,
+        _ => Sort::Smallest,
+    }
+}
+
+/// A pool of at most some 350 blocks.
+const fn config(rng: &mut Rng, sort: Sort) -> Config {
     let journal_blocks = 8 + rng.below(3) * rng.below(6);
-    let more = if rng.chance(8) { rng.below(40) } else { rng.below(256) };
+    let more = match sort {
+        Sort::Smallest => rng.below(40),
+        Sort::Small => rng.below(256),
+        Sort::Scattered => 256,
+    };
     Config {
         pool_blocks: 74 + journal_blocks + more,
         journal_blocks,
@@ -34,11 +56,15 @@ pub(super) const fn config(rng: &mut Rng) -> Config {
         },
         cache_bytes: if rng.chance(8) { 0 } else { 1 << 20 },
         discard: rng.chance(5),
+        cascade_nodes: to_usize(2 + rng.below(6)),
     }
 }
 
 /// Bounds of what is done to a pool.
-pub(super) fn bounds(rng: &mut Rng, config: &Config) -> Bounds {
+fn bounds(rng: &mut Rng, config: &Config, sort: Sort) -> Bounds {
+    if sort == Sort::Scattered {
+        return Bounds { volumes: 2, volume_blocks: 100, write_blocks: 1 };
+    }
     Bounds {
         volumes: to_usize(2 + rng.below(4)),
         volume_blocks: 8 + rng.below(config.pool_blocks / 5),
@@ -47,7 +73,7 @@ pub(super) fn bounds(rng: &mut Rng, config: &Config) -> Bounds {
 }
 
 /// Two writes at once to different parts of one block.
-pub(super) fn race(rng: &mut Rng, model: &Model) -> Option<Act> {
+fn race(rng: &mut Rng, model: &Model) -> Option<Act> {
     let mut fit = model.volumes.iter().filter(|(_, v)| !v.snapshot && v.sectors() >= BLOCK_SECTORS);
     let count = to_u64(fit.clone().count());
     let (volume, found) = fit.nth(to_usize(rng.below(count.max(1))))?;
@@ -59,7 +85,7 @@ pub(super) fn race(rng: &mut Rng, model: &Model) -> Option<Act> {
 }
 
 /// Random acts from a seed.
-pub(super) struct Acts {
+struct Acts {
     rng: Rng,
     generator: Generator,
     /// How often two things happen at once, in 16 cases.
@@ -67,13 +93,13 @@ pub(super) struct Acts {
 }
 
 impl Acts {
-    pub(super) fn new(rng: &mut Rng, config: &Config) -> Self {
-        let bounds = bounds(rng, config);
+    fn new(rng: &mut Rng, config: &Config, sort: Sort) -> Self {
+        let bounds = bounds(rng, config, sort);
         let races = rng.below(3);
         Self { rng: Rng::new(rng.bits()), generator: Generator::new(rng.bits(), bounds), races }
     }
 
-    pub(super) fn next(&mut self, model: &Model) -> Act {
+    fn next(&mut self, model: &Model) -> Act {
         let together = self.rng.chance(self.races).then(|| race(&mut self.rng, model)).flatten();
         together.unwrap_or_else(|| Act::One(self.generator.next_op(model)))
     }
@@ -89,8 +115,7 @@ pub struct Random {
 
 impl Default for Random {
     fn default() -> Self {
-        let config = config(&mut Rng::new(0));
-        Self { explorer: Explorer::new(config, REACH, 0), seeds: 0 }
+        Self { explorer: Explorer::new(Config::default(), REACH, 0), seeds: 0 }
     }
 }
 
@@ -103,8 +128,9 @@ impl Random {
         self.seeds += 1;
         let explorer = &mut self.explorer;
         let mut rng = Rng::new(seed ^ 0x7A4D);
-        explorer.begin(config(&mut rng), seed);
-        let done = caught(|| chain(explorer, &mut rng));
+        let sort = sort(&mut rng);
+        explorer.begin(config(&mut rng, sort), seed);
+        let done = caught(|| chain(explorer, &mut rng, sort));
         done.map_err(|why| {
             let repeat = format!("pando-sim random --seed {seed}");
             Failure { repeat, why, case: explorer.case() }
@@ -113,13 +139,14 @@ impl Random {
 }
 
 /// One life behind the other.
-fn chain(explorer: &mut Explorer, rng: &mut Rng) {
+fn chain(explorer: &mut Explorer, rng: &mut Rng, sort: Sort) {
     let config = explorer.config;
-    let mut acts = Acts::new(rng, &config);
+    let mut acts = Acts::new(rng, &config, sort);
     let (mut image, mut log) = (config.formatted(), Log::new(Model::default()));
     for _ in 0..LIVES {
         let life = CaseLife::new(rng.bits());
-        let count = if rng.chance(4) { rng.below(8) } else { rng.below(60) };
+        let long = if sort == Sort::Scattered { 160 } else { 60 };
+        let count = if rng.chance(4) { rng.below(8) } else { rng.below(long) };
         let keep = Keep::OneIn(1 + count * EVENTS / MOMENTS, rng.bits());
         let next = |life: &CaseLife, model: &Model| {
             (to_u64(life.acts.len()) < count).then(|| acts.next(model))
