@@ -30,21 +30,21 @@ const fn part(name: &'static str, share: u32, spread: Spread, command: &'static 
 pub(crate) const PARTS: [Part; 13] = [
     part(
         "simulation, short sequences",
-        4,
+        8,
         Spread::Cores,
-        "{programs}/pando-sim exhaustive --length 2 --part {part}/{parts} \
-         --seconds {seconds} --json",
+        "{programs}/pando-sim exhaustive --shortest 0 --length 2 --part {part}/{parts} \
+         --order {order} --seconds {seconds} --json",
     ),
     part(
         "simulation, exhaustive",
         16,
         Spread::Cores,
         "{programs}/pando-sim exhaustive --length 3 --part {part}/{parts} \
-         --seconds {seconds} --json",
+         --order {order} --seconds {seconds} --json",
     ),
     part(
         "simulation, random",
-        17,
+        13,
         Spread::Cores,
         "{programs}/pando-sim random --seeds {seeds} --seconds {seconds} --json",
     ),

@@ -108,6 +108,7 @@ pub(crate) fn markdown(whole: &Value) -> String {
     );
     headlines(&mut page, whole);
     faults(&mut page, whole);
+    rare(&mut page, whole);
     fuzz(&mut page, whole);
     covered(&mut page, whole);
     parts(&mut page, whole);
@@ -123,8 +124,13 @@ fn headlines(page: &mut String, whole: &Value) {
     let rows = [
         ("crash states checked", "simulation", "/crash_states"),
         ("of them distinct within their process", "simulation", "/distinct"),
+        ("of them after a cut in a recovery", "simulation", "/by_depth/1"),
+        ("of them after a cut in the recovery from that", "simulation", "/by_depth/2"),
+        ("of them after a kill", "simulation", "/after_kill"),
+        ("recovered pools used further and emptied", "simulation", "/went_on"),
         ("simulated seeds", "simulation", "/seeds"),
         ("simulated sequences of operations", "simulation", "/sequences"),
+        ("of these lengths, not reached for lack of time", "simulation", "/sequences_left"),
         ("schedules of racing shards", "schedules", "/schedules"),
         ("schedules of small races, all there are", "schedules", "/exhaustive"),
         ("damaged images opened", "damage", "/images"),
@@ -180,21 +186,33 @@ fn part<'a>(whole: &'a Value, name: &str) -> Option<&'a Value> {
     whole["parts"].as_array()?.iter().find(|part| part["name"] == name).map(|part| &part["result"])
 }
 
+/// The counts of a table in the results of all simulations, added up by name.
+fn sums(whole: &Value, table: &str) -> Map<String, Value> {
+    let parts = whole["parts"].as_array().into_iter().flatten();
+    let tables = parts.filter_map(|part| part["result"][table].as_object());
+    let mut sums = Map::new();
+    for (name, count) in tables.flatten() {
+        let sum = sums.get(name).and_then(Value::as_u64).unwrap_or(0);
+        sums.insert(name.clone(), json!(sum + count.as_u64().unwrap_or(0)));
+    }
+    sums
+}
+
 fn faults(page: &mut String, whole: &Value) {
     line(page, "\n## Faults\n\n| fault | times |\n|---|---|");
-    let parts = whole["parts"].as_array().into_iter().flatten();
-    let simulated = parts.filter_map(|part| part["result"]["faults"].as_object());
-    let mut sums = Map::new();
-    for (kind, count) in simulated.flatten() {
-        let sum = sums.get(kind).and_then(Value::as_u64).unwrap_or(0);
-        sums.insert(kind.clone(), json!(sum + count.as_u64().unwrap_or(0)));
-    }
-    for (kind, count) in &sums {
+    for (kind, count) in &sums(whole, "faults") {
         line(page, &format!("| {kind} | {} |", grouped(count.as_u64().unwrap_or(0))));
     }
     let strikes = part(whole, "kills").and_then(|result| result["strikes"].as_object());
     for (kind, count) in strikes.into_iter().flatten() {
         line(page, &format!("| SIGKILL, {kind} | {count} |"));
+    }
+}
+
+fn rare(page: &mut String, whole: &Value) {
+    line(page, "\n## Rare states that the simulation has reached\n\n| state | times |\n|---|---|");
+    for (state, count) in &sums(whole, "rare") {
+        line(page, &format!("| {state} | {} |", grouped(count.as_u64().unwrap_or(0))));
     }
 }
 

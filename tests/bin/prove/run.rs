@@ -67,6 +67,7 @@ impl Setting {
             ("{part}", process.to_string()),
             ("{number}", (process + 1).to_string()),
             ("{parts}", of.to_string()),
+            ("{order}", self.seed.to_string()),
             ("{seed}", first.to_string()),
             ("{seeds}", format!("{first}..{}", first + SEEDS)),
             ("{old}", old.unwrap_or_default()),
