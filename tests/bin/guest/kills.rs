@@ -57,6 +57,7 @@ pub(crate) fn kill_some_times(system: &mut System, seed: u64, mut alive: impl Fn
         // The moment is the only thing that is random.
         thread::sleep(Duration::from_millis(GAP.0 + noise.below(GAP.1)));
         assert!(alive(), "the load has ended before kill {round}");
+        eprintln!("kill {round}");
         system.kill();
         if noise.below(EARLY.0) == 0 {
             for _ in 0..=noise.below(EARLY.1) {
