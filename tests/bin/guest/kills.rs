@@ -41,7 +41,7 @@ const COMINGS: u64 = 8;
 const COMING_MS_MAX: u64 = 80;
 
 /// A number on the command line.
-fn told(place: usize) -> Option<u64> {
+pub(crate) fn told(place: usize) -> Option<u64> {
     std::env::args().nth(place)?.parse().ok()
 }
 

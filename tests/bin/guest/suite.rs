@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use pando_tests::tools;
 
-use crate::{auto, csi, kills, volumes};
+use crate::{auto, csi, kills, power, volumes};
 
 /// A case: its name on the console, and what it does with devices of a kind. It panics when
 /// something is wrong, and that is the end of the machine.
@@ -43,6 +43,7 @@ pub(crate) fn named(name: &str) -> Option<Suite> {
         "auto" => suite("auto", vec![("order", auto::order)]),
         "ublk" => suite("ublk", all),
         "nbd" => suite("nbd", all),
+        "power-devices" => suite("", power::CASES.to_vec()),
         "ublk-kills" => long("ublk"),
         "nbd-kills" => long("nbd"),
         _ => None,
