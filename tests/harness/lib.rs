@@ -11,6 +11,7 @@
 //! data     what is in a volume, without a device
 //! noise    bytes that say where they belong
 //! vm       a virtual machine, and a suite that runs inside
+//! power    what survives when its power goes
 //! ```
 //!
 //! The programs are those in the directory of the test's own executable: `make test` builds them
@@ -25,6 +26,7 @@ pub mod data;
 pub mod devices;
 pub mod nbd;
 pub mod noise;
+pub mod power;
 pub mod system;
 pub mod tools;
 pub mod vm;

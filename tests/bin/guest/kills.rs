@@ -41,7 +41,7 @@ const COMINGS: u64 = 8;
 const COMING_MS_MAX: u64 = 80;
 
 /// A number on the command line.
-fn told(place: usize) -> Option<u64> {
+pub(crate) fn told(place: usize) -> Option<u64> {
     std::env::args().nth(place)?.parse().ok()
 }
 
@@ -57,6 +57,7 @@ pub(crate) fn kill_some_times(system: &mut System, seed: u64, mut alive: impl Fn
         // The moment is the only thing that is random.
         thread::sleep(Duration::from_millis(GAP.0 + noise.below(GAP.1)));
         assert!(alive(), "the load has ended before kill {round}");
+        eprintln!("kill {round}");
         system.kill();
         if noise.below(EARLY.0) == 0 {
             for _ in 0..=noise.below(EARLY.1) {

@@ -8,6 +8,7 @@
 //! volumes  what every kind must do: file systems, discard, growth, users, identity, restart
 //! kills    SIGKILL of the daemon under load
 //! load     changes on a file system, in a process of their own
+//! power    the power of the machine goes; what lies below a pool fails
 //! machine  a daemon in the machine, its devices, its kernel's log
 //! ```
 
@@ -16,6 +17,7 @@ mod csi;
 mod kills;
 mod load;
 mod machine;
+mod power;
 mod suite;
 mod volumes;
 
@@ -24,10 +26,15 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let [load::WORD, root, seed] = words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        return load::main(Path::new(root), seed.parse().expect("a number"));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        [load::WORD, root, seed] => load::main(Path::new(root), seed.parse().expect("a number")),
+        ["power" | "power-open", ..] => power::until_the_power_goes(&words),
+        _ => run(words.first().unwrap_or(&"")),
     }
-    let name = words.first().map_or("", String::as_str);
+}
+
+fn run(name: &str) -> ExitCode {
     let Some(suite) = suite::named(name) else {
         eprintln!("pando-guest: no suite {name:?}");
         return ExitCode::FAILURE;

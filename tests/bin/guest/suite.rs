@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use pando_tests::tools;
 
-use crate::{auto, csi, kills, volumes};
+use crate::{auto, csi, kills, power, volumes};
 
 /// A case: its name on the console, and what it does with devices of a kind. It panics when
 /// something is wrong, and that is the end of the machine.
@@ -43,6 +43,7 @@ pub(crate) fn named(name: &str) -> Option<Suite> {
         "auto" => suite("auto", vec![("order", auto::order)]),
         "ublk" => suite("ublk", all),
         "nbd" => suite("nbd", all),
+        "power-devices" => suite("", power::CASES.to_vec()),
         "ublk-kills" => long("ublk"),
         "nbd-kills" => long("nbd"),
         _ => None,
@@ -92,21 +93,30 @@ impl Watch {
     }
 }
 
-/// Prints all threads that wait in the kernel and cannot be interrupted, and what it says.
+/// Prints where threads are in the kernel: those that cannot be interrupted, and all of programs;
+/// the requests that block devices have under way, and what the kernel says.
 fn tell_who_waits() {
     let directories = |path: &str| {
         let entries = fs::read_dir(path).into_iter().flatten().flatten();
         entries.map(|entry| entry.path()).collect::<Vec<_>>()
     };
     for process in directories("/proc") {
+        let program = fs::read(process.join("cmdline")).is_ok_and(|words| !words.is_empty());
         for task in directories(&format!("{}/task", process.display())) {
             let read = |file: &str| fs::read_to_string(task.join(file)).unwrap_or_default();
             // The name of a program can hold anything; what follows it is the state.
             let stat = read("stat");
             let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-            if state == Some('D') {
-                eprintln!("{} {}{}", task.display(), read("comm"), read("stack"));
+            if program || state == Some('D') {
+                let state = state.unwrap_or('?');
+                eprintln!("{} {state} {}{}", task.display(), read("comm"), read("stack"));
             }
+        }
+    }
+    for device in directories("/sys/block") {
+        let under_way = fs::read_to_string(device.join("inflight")).unwrap_or_default();
+        if under_way.split_whitespace().any(|count| count != "0") {
+            eprintln!("{}: under way {under_way}", device.display());
         }
     }
     let said = tools::run("dmesg", &[""; 0]);

@@ -84,7 +84,7 @@ pub(crate) const PARTS: [Part; 13] = [
         "{programs}/pando-hammer mounted --fs xfs --kills 1000000 --seconds {seconds} \
          --seed {seed} --json",
     ),
-    part("power-offs", 6, Spread::One, "scripts/vm-campaign {power_offs} --json"),
+    part("power-offs", 6, Spread::One, "scripts/vm-campaign {power_offs} --seed {seed} --json"),
     part("mutants", 0, Spread::One, "scripts/mutants --json"),
     part("coverage", 0, Spread::One, "scripts/coverage"),
 ];

@@ -142,7 +142,10 @@ fn headlines(page: &mut String, whole: &Value) {
         ("files synced before a kill and found whole", "kills", "/synced_files"),
         ("rounds opened by an older build", "kills", "/old_rounds"),
         ("guest power-offs", "power-offs", "/power_offs"),
-        ("acknowledged writes lost in them", "power-offs", "/lost"),
+        ("unflushed sectors that the disk lost in them", "power-offs", "/lost_sectors"),
+        ("logs of writes below the pool played back", "power-offs", "/logs"),
+        ("positions in them opened and compared", "power-offs", "/log_positions"),
+        ("power-offs and positions with a loss", "power-offs", "/lost"),
         ("mutants", "mutants", "/mutants"),
         ("mutants killed", "mutants", "/killed"),
     ];
