@@ -39,6 +39,8 @@ mod node;
 pub mod proto;
 mod registration;
 mod server;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod validate;
 
 pub use server::{init_log, run};

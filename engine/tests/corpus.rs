@@ -2,7 +2,7 @@
 //! and what reaches the corners of the code. A target without a corpus, or with one that reaches
 //! nothing any more, fails; so does a file of `fuzz/` that does not fit.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,9 @@ use pando_engine::testing::fuzz::{Reached, TARGETS, Target};
 /// Bytes of all corpora together: they are cloned by everybody.
 const CORPUS_BYTES_MAX: u64 = 600 << 10;
 const TARGETS_DIR: &str = "fuzz_targets";
+/// Targets whose bodies are elsewhere: what their programs call, and where their corpora are replayed.
+const OTHERS: [(&str, &str, &str); 1] =
+    [("csi_requests", "pando_csi::testing::run(bytes)", "csi/src/testing/mod.rs")];
 
 fn fuzz() -> PathBuf {
     let engine = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -64,30 +67,48 @@ macro_rules! replayed {
 
 replayed! {
     allocator
+    control_api
     crash
     engine_model
     image_mutate
     io_errors
     journal
     nbd_handshake
+    nbd_transmission
     node
     node_graph
     superblock
+    ublk_descriptor
+}
+
+/// The targets, each with what its program calls.
+fn calls() -> BTreeMap<String, String> {
+    let here = |target: &Target| {
+        let name = target.name;
+        (name.to_owned(), format!("pando_engine::testing::fuzz::run(\"{name}\", bytes)"))
+    };
+    let other = |(name, call, _): &(&str, &str, &str)| ((*name).to_owned(), (*call).to_owned());
+    TARGETS.iter().map(here).chain(OTHERS.iter().map(other)).collect()
 }
 
 /// Bodies, files, entries of the manifest, corpora and the tests above are the same targets.
 #[test]
 fn every_target_is_built_and_replayed() {
     let files = names(&fuzz().join(TARGETS_DIR));
-    let bodies: BTreeSet<String> = TARGETS.iter().map(|target| target.name.to_owned()).collect();
-    assert_eq!(files, bodies);
+    let calls = calls();
+    assert_eq!(files, calls.keys().cloned().collect());
     assert_eq!(names(&fuzz().join("corpus")), files, "corpora");
-    assert_eq!(REPLAYED.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>(), files);
+    let replayed: BTreeSet<&str> = REPLAYED.iter().copied().collect();
+    assert_eq!(replayed, TARGETS.iter().map(|target| target.name).collect());
+    for (name, _, replay) in OTHERS {
+        let code =
+            fs::read_to_string(fuzz().join("..").join(replay)).expect("where it is replayed");
+        assert!(code.contains(&format!("corpus/{name}")), "{replay} does not replay {name}");
+    }
     let manifest = fs::read_to_string(fuzz().join("Cargo.toml")).expect("a manifest");
-    for name in &files {
+    for (name, call) in &calls {
         let source = fs::read_to_string(fuzz().join(TARGETS_DIR).join(format!("{name}.rs")));
-        let body = format!("pando_engine::testing::fuzz::run(\"{name}\", bytes)");
-        let whole = format!("#![no_main]\n\nlibfuzzer_sys::fuzz_target!(|bytes: &[u8]| {body});\n");
+        let whole = format!("#![no_main]\n\nlibfuzzer_sys::fuzz_target!(|bytes: &[u8]| {call});\n");
         assert_eq!(source.expect("a target"), whole, "{name}.rs");
         let entry = format!("[[bin]]\nname = \"{name}\"\npath = \"fuzz_targets/{name}.rs\"\n");
         assert!(manifest.contains(&entry), "fuzz/Cargo.toml lacks {name}");
@@ -97,7 +118,7 @@ fn every_target_is_built_and_replayed() {
 
 #[test]
 fn corpora_are_small() {
-    let sizes = TARGETS.iter().flat_map(|target| inputs(target.name));
+    let sizes = calls().into_keys().flat_map(|target| inputs(&target));
     let bytes: u64 = sizes.map(|(_, bytes)| u64::try_from(bytes.len()).expect("small")).sum();
     assert!(bytes <= CORPUS_BYTES_MAX, "{bytes} bytes; run scripts/fuzz-corpus");
 }

@@ -22,6 +22,8 @@ pub(super) struct PageChange {
     pub(super) id: PageId,
     /// Block of the first entry.
     pub(super) base: BlockNo,
+    /// Entries behind this one speak of no block: the group ends.
+    len: usize,
     pub(super) entries: [EntryChange; ENTRIES],
 }
 
@@ -91,11 +93,12 @@ async fn read_ahead(
 
 impl PageChange {
     fn at(geometry: Geometry, block: BlockNo) -> Result<Box<Self>> {
-        let (id, entry) = geometry.page_of(Table::Refs, block).ok_or_else(|| {
-            Error::corrupt(format!("{block} has no reference count: it is out of bounds"))
-        })?;
+        let (id, entry) =
+            geometry.page_of(Table::Refs, block).ok_or_else(|| out_of_bounds(block))?;
         let base = BlockNo::new(block.get() - crate::units::to_u64(entry));
-        Ok(Box::new(Self { id, base, entries: [EntryChange::default(); ENTRIES] }))
+        let before = u64::from(id.page) * PAGE_ENTRIES;
+        let len = to_usize(PAGE_ENTRIES.min(geometry.group_len(id.group.into()) - before));
+        Ok(Box::new(Self { id, base, len, entries: [EntryChange::default(); ENTRIES] }))
     }
 
     /// Takes the part of `delta` that lies in this page; returns the rest behind it.
@@ -110,6 +113,10 @@ impl PageChange {
         };
         let start = to_usize(delta.block.get() - self.base.get());
         let end = (start + to_usize(u64::from(delta.count))).min(ENTRIES);
+        if end > self.len {
+            // An extent of a damaged map; the tables of the next group, or nothing, are there.
+            return Err(out_of_bounds(self.base.plus(crate::units::to_u64(self.len))));
+        }
         for (offset, entry) in (0..).zip(&mut self.entries[start..end]) {
             if entry.kind.is_some_and(|known| known != kind) {
                 let block = delta.block.plus(offset);
@@ -144,5 +151,35 @@ impl Freed {
     /// The runs; tables lie between the groups, so that none crosses a border.
     pub(super) fn into_runs(self) -> Vec<Run> {
         self.runs
+    }
+}
+
+fn out_of_bounds(block: BlockNo) -> Error {
+    Error::corrupt(format!("{block} has no reference count: it is out of bounds"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    /// The last page of a group has entries that speak of no block.
+    #[test]
+    fn an_extent_does_not_go_beyond_its_group() {
+        let geometry = Geometry::new(3000, 8, 1).unwrap();
+        for group in 0..geometry.groups() {
+            let last = geometry.block_at(group, geometry.group_len(group) - 1);
+            let change = |count| {
+                let change = RefChange::DataUp;
+                let delta = RefDelta { block: last, count, change, birth: Seqno::new(0) };
+                let mut page = PageChange::at(geometry, last)?;
+                match page.take(&delta)? {
+                    Some(rest) => PageChange::at(geometry, rest.block).map(|_| ()),
+                    None => Ok(()),
+                }
+            };
+            change(1).unwrap();
+            assert_eq!(change(2).unwrap_err().kind(), ErrorKind::Corrupt, "group {group}");
+        }
     }
 }

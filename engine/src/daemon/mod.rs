@@ -28,6 +28,8 @@ mod metrics;
 mod offered;
 mod rpc;
 mod stream;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod tls;

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::Geometry;
 use crate::format::record::{NewProperties, NewVolume, Record};
 use crate::limits::LIST_PAGE_MAX;
-use crate::state::Volume;
+use crate::state::{Volume, check_name};
 use crate::units::{BLOCK_BYTES, Lba, VolumeId, blocks_for, to_u64};
 use crate::volume;
 
@@ -130,6 +130,8 @@ impl Pool {
     /// # Errors
     /// As [`Pool::create`]; `Exists` too when only some of them were made before.
     pub async fn create_group(&self, requests: Vec<CreateVolume>) -> Result<Vec<VolumeInfo>> {
+        // What is no name is in no other message.
+        requests.iter().try_for_each(|request| check_name(&request.name))?;
         let (seqno, _) = self
             .transact(|inner| {
                 let found: Vec<_> =
@@ -173,6 +175,8 @@ impl Pool {
     /// # Errors
     /// `NotFound`.
     pub fn find(&self, name: &str) -> Result<VolumeInfo> {
+        // What cannot be a name is not repeated: it can be long, and of several lines.
+        check_name(name).map_err(|error| Error::new(ErrorKind::NotFound, error.to_string()))?;
         let inner = self.core.lock();
         let id = inner.state.names.get(name);
         id.and_then(|id| inner.state.volume(*id)).map(info).ok_or_else(|| no_volume(name))

@@ -63,6 +63,28 @@ async fn read(pool: &Pool, id: VolumeId, offset: u64, len: u32) -> Vec<u8> {
     pool.device(id).unwrap().read(offset, len).await.unwrap().bytes().to_vec()
 }
 
+/// An answer is a line of bounded length, whatever was asked for.
+#[test]
+fn what_is_no_name_is_not_repeated() {
+    let sim = SimDisk::new(1, 4096, SimOptions::default());
+    sim.run(async {
+        let disk = sim.disk();
+        Pool::format(&disk, &format_options(&disk)).await.unwrap();
+        let pool = open(&sim).await.unwrap();
+        for name in ["a\nb", "\u{1b}[2J", &"n".repeat(1 << 20)] {
+            let unknown = pool.find(name).unwrap_err();
+            assert_eq!(unknown.kind(), ErrorKind::NotFound);
+            let source = Source::Volume(VolumeId::new(7));
+            let impossible = pool.create(volume(name, source)).await.unwrap_err();
+            assert_eq!(impossible.kind(), ErrorKind::Invalid);
+            for message in [unknown.to_string(), impossible.to_string()] {
+                assert!(message.len() < 500 && !message.contains(char::is_control), "{message}");
+            }
+        }
+    })
+    .unwrap();
+}
+
 #[test]
 fn write_clone_overwrite_reopen() {
     let sim = SimDisk::new(1, 4096, SimOptions::default());

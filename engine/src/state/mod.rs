@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use apply::{NODE_RESERVE, Need};
-pub use volumes::{Volume, check_entry};
+pub use volumes::{Volume, check_entry, check_name};
 
 use crate::format::catalogue::{Catalogue, GroupEntry, VolumeEntry};
 use crate::format::geometry::{Geometry, Table};

@@ -7,6 +7,8 @@ use crate::units::{BLOCK_BYTES, Lba, SECTOR_BYTES, blocks_for};
 
 /// Blocks of the largest pool.
 const POOL_BLOCKS_MAX: u64 = limits::POOL_BYTES_MAX / BLOCK_BYTES;
+/// Characters of a text that is no name in a message about it.
+const SHOWN_CHARS: usize = 64;
 /// More than any pool has blocks. No count of held or frozen blocks goes beyond it, so that the sum
 /// over all volumes fits.
 pub(super) const HELD_BLOCKS_MAX: u64 = 1 << 46;
@@ -83,11 +85,18 @@ impl Volume {
     }
 }
 
+/// A text of a request that is no name, for a message: its beginning, in one line.
+fn shown(text: &str) -> String {
+    let beginning: String = text.chars().take(SHOWN_CHARS).collect();
+    let rest = if beginning.len() < text.len() { "..." } else { "" };
+    format!("{beginning:?}{rest}")
+}
+
 /// Checks the name of a new volume.
 ///
 /// # Errors
 /// `Invalid`, saying what a name looks like.
-pub(super) fn check_name(name: &str) -> Result<()> {
+pub fn check_name(name: &str) -> Result<()> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty()
         || name.len() > limits::NAME_BYTES_MAX
@@ -95,8 +104,9 @@ pub(super) fn check_name(name: &str) -> Result<()> {
         || name.starts_with(['-', '.'])
     {
         return Err(Error::invalid(format!(
-            "{name:?} is not a volume name: 1 to {} characters of A-Z a-z 0-9 . _ -, \
+            "{} is not a volume name: 1 to {} characters of A-Z a-z 0-9 . _ -, \
              beginning with a letter, a digit or _",
+            shown(name),
             limits::NAME_BYTES_MAX
         )));
     }

@@ -36,6 +36,10 @@ mod abi;
 mod control;
 mod device;
 mod queue;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 
 use crate::error::{Error, Result};
 use crate::export::driver::{Attached, DeviceKind, DeviceSpec, Driver, Home, Left, Work, blocking};

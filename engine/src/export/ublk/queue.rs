@@ -32,7 +32,7 @@ use tokio::sync::{Semaphore, mpsc};
 use zerocopy::transmute;
 
 use super::abi::{self, IoCmd, IoDesc, io_flag, operation};
-use crate::device::{BlockDevice, ZeroFlags};
+use crate::device::{BlockDevice, ZeroFlags, check_payload};
 use crate::disk::Buf;
 use crate::disk::executor::{end_of_turn, spawn_local};
 use crate::disk::reactor::{device_command, submit_now};
@@ -55,7 +55,7 @@ pub(super) struct Shared {
 }
 
 /// One queue. The fields are dropped in this order: the mapping and the descriptor first.
-struct Queue {
+pub(super) struct Queue {
     /// Mapped as soon as the kernel has the queue.
     descriptors: OnceCell<MmapRaw>,
     shared: Shared,
@@ -75,9 +75,7 @@ pub(super) async fn serve(
     (number, depth): (u16, u16),
 ) -> Result<()> {
     let export = source.open("").await?;
-    let (descriptors, room) = (OnceCell::new(), Semaphore::new(QUEUE_BLOCKS_MAX));
-    let (name, device) = (export.name, export.device);
-    let queue = Rc::new(Queue { descriptors, shared, number, name, device, room });
+    let queue = Rc::new(Queue::new(shared, (export.name, export.device), number));
     // Room for all that is asked for next.
     submit_now();
     for tag in 0..depth {
@@ -86,13 +84,7 @@ pub(super) async fn serve(
     end_of_turn().await;
     submit_now();
     // Nothing that has come in since is looked at before this is done.
-    let (offset, len) = abi::descriptors(number, depth);
-    let mapped =
-        MmapOptions::new().offset(offset).len(to_usize(len)).map_raw_read_only(&*queue.shared.fd);
-    let mapped =
-        mapped.map_err(|error| Error::io(format!("requests of ublk queue {number}"), error))?;
-    queue.descriptors.set(mapped).unwrap_or_else(|_| unreachable!("it is mapped here alone"));
-    Ok(())
+    queue.map(depth)
 }
 
 async fn serve_tag(queue: Rc<Queue>, tag: u16) {
@@ -109,21 +101,55 @@ async fn serve_tag(queue: Rc<Queue>, tag: u16) {
                 return;
             }
         }
-        let request = queue.request(tag);
-        let outcome = queue.answer(tag, request).await;
+        let outcome = queue.serve(tag).await;
         // What is not answered now is asked again of the daemon that comes next.
         if queue.shared.suspended.load(Ordering::Acquire) {
             return;
         }
-        result = outcome.unwrap_or_else(|error| {
-            tracing::warn!(volume = queue.name, %error, "ublk request failed");
-            -error.errno()
-        });
+        result = queue.told(outcome);
         command = abi::io::COMMIT_AND_FETCH;
     }
 }
 
 impl Queue {
+    /// A queue of a volume, by its name.
+    pub(super) fn new(
+        shared: Shared,
+        (name, device): (String, Rc<dyn BlockDevice>),
+        number: u16,
+    ) -> Self {
+        let (descriptors, room) = (OnceCell::new(), Semaphore::new(QUEUE_BLOCKS_MAX));
+        Self { descriptors, shared, number, name, device, room }
+    }
+
+    /// Maps the requests, of which there are so many at a time.
+    ///
+    /// # Errors
+    /// The kernel does not show them.
+    pub(super) fn map(&self, depth: u16) -> Result<()> {
+        let (offset, len) = abi::descriptors(self.number, depth);
+        let mapped = MmapOptions::new()
+            .offset(offset)
+            .len(to_usize(len))
+            .map_raw_read_only(&*self.shared.fd)
+            .map_err(|error| Error::io(format!("requests of ublk queue {}", self.number), error))?;
+        self.descriptors.set(mapped).unwrap_or_else(|_| unreachable!("it is mapped once"));
+        Ok(())
+    }
+
+    /// Does the request that is there with `tag`, which is below the depth of the queue.
+    pub(super) async fn serve(&self, tag: u16) -> Result<i32> {
+        self.answer(tag, self.request(tag)).await
+    }
+
+    /// What the kernel is to be told.
+    pub(super) fn told(&self, outcome: Result<i32>) -> i32 {
+        outcome.unwrap_or_else(|error| {
+            tracing::warn!(volume = self.name, %error, "ublk request failed");
+            -error.errno()
+        })
+    }
+
     /// The request that the kernel has just handed over with `tag`.
     fn request(&self, tag: u16) -> IoDesc {
         let start = usize::from(tag) * size_of::<IoDesc>();
@@ -146,6 +172,9 @@ impl Queue {
         }
         let offset = request.start_sector.checked_mul(SECTOR_BYTES).ok_or_else(bad)?;
         let len = u64::from(request.sectors) * SECTOR_BYTES;
+        if len == 0 {
+            return Err(bad());
+        }
         let fua = request.op_flags & io_flag::FUA != 0;
         match request.op_flags & operation::MASK {
             operation::READ => {
@@ -157,6 +186,8 @@ impl Queue {
             }
             operation::WRITE => {
                 let len = u32::try_from(len).map_err(|_| bad())?;
+                // Before there is memory for it.
+                check_payload(len)?;
                 let _room = self.room(offset, len).await;
                 let buf = self.get(tag, offset, len)?;
                 self.device.write(offset, len, buf, fua).await?;

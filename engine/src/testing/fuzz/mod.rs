@@ -21,10 +21,13 @@ mod input;
 mod io_errors;
 mod journal;
 mod nbd_handshake;
+mod nbd_transmission;
 mod node;
 mod node_graph;
 mod ops;
 mod superblock;
+#[cfg(feature = "daemon")]
+mod ublk_descriptor;
 
 use std::collections::BTreeMap;
 
@@ -55,19 +58,37 @@ pub struct Target {
     pub reaches: &'static [&'static str],
 }
 
-/// All targets whose bodies are here, by name.
-pub const TARGETS: [Target; 10] = [
+/// All targets whose bodies are in the engine, by name.
+pub const TARGETS: &[Target] = &[
     Target { name: "allocator", body: allocator::body, reaches: allocator::REACHES },
+    #[cfg(feature = "daemon")]
+    Target { name: "control_api", body: control_api, reaches: crate::daemon::testing::REACHES },
     Target { name: "crash", body: crash::body, reaches: crash::REACHES },
     Target { name: "engine_model", body: engine_model::body, reaches: engine_model::REACHES },
     Target { name: "image_mutate", body: image_mutate::body, reaches: image_mutate::REACHES },
     Target { name: "io_errors", body: io_errors::body, reaches: io_errors::REACHES },
     Target { name: "journal", body: journal::body, reaches: journal::REACHES },
     Target { name: "nbd_handshake", body: nbd_handshake::body, reaches: nbd_handshake::REACHES },
+    Target {
+        name: "nbd_transmission",
+        body: nbd_transmission::body,
+        reaches: nbd_transmission::REACHES,
+    },
     Target { name: "node", body: node::body, reaches: node::REACHES },
     Target { name: "node_graph", body: node_graph::body, reaches: node_graph::REACHES },
     Target { name: "superblock", body: superblock::body, reaches: superblock::REACHES },
+    #[cfg(feature = "daemon")]
+    Target {
+        name: "ublk_descriptor",
+        body: ublk_descriptor::body,
+        reaches: ublk_descriptor::REACHES,
+    },
 ];
+
+#[cfg(feature = "daemon")]
+fn control_api(bytes: &[u8], reached: &mut Reached) {
+    crate::daemon::testing::body(bytes, &mut |what| reached.note(what));
+}
 
 /// Runs one input of a target.
 ///

@@ -1,0 +1,256 @@
+//! The body of the fuzz target `control_api` (f15): requests of `pando.v1` over the daemon's own
+//! socket, the streams of export and import among them, and configuration files. A model of volumes,
+//! with their content, says what each answer must be; every error is of a kind that the request gives
+//! a reason for, and names what it is about in one line.
+//!
+//! ```text
+//! 8 bytes a request: call, name, other, size (2), flags, label, more
+//! ```
+//! The daemon is real, with its threads and a pool in a file, and is started once a thread; each input
+//! begins with an empty pool.
+
+mod calls;
+mod streams;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pando_proto::v1;
+use pando_proto::v1::pando_client::PandoClient;
+use pando_proto::v1::volume_ref::By;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint};
+
+use super::config::Config;
+use super::serve;
+use crate::disk::{Allocate, PoolFile};
+use crate::limits::{LABEL_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX, VOLUME_BYTES_MAX};
+use crate::pool::{FormatOptions, Pool};
+use crate::shard::Shard;
+use calls::Calls;
+
+/// What inputs have come to.
+pub type Note<'a> = &'a mut dyn FnMut(&'static str);
+
+/// What the corpus must come to.
+pub const REACHES: &[&str] = &[
+    "clones",
+    "configurations",
+    "deletions",
+    "differences",
+    "groups",
+    "lists",
+    "made",
+    "modified",
+    "read",
+    "refused",
+    "requests",
+    "written",
+];
+/// Requests of one input.
+const REQUESTS_MAX: usize = 16;
+const REQUEST_BYTES: usize = 8;
+const POOL_BYTES: u64 = 64 << 20;
+/// Bytes of what is written and read; volumes can be larger.
+const CONTENT_MAX: u64 = 256 << 10;
+const SECTOR: u64 = 512;
+
+thread_local! {
+    static WORLD: RefCell<Option<World>> = const { RefCell::new(None) };
+}
+
+struct World {
+    runtime: Runtime,
+    client: PandoClient<Channel>,
+}
+
+/// Runs one input.
+///
+/// # Panics
+/// When the oracle says no.
+pub fn body(bytes: &[u8], note: Note<'_>) {
+    WORLD.with_borrow_mut(|world| {
+        let world = world.get_or_insert_with(World::new);
+        let client = world.client.clone();
+        world.runtime.block_on(async {
+            let mut calls = Calls { client, volumes: BTreeMap::new(), note };
+            calls.empty().await;
+            for raw in bytes.chunks_exact(REQUEST_BYTES).take(REQUESTS_MAX) {
+                let raw: [u8; REQUEST_BYTES] = raw.try_into().expect("as long as a request");
+                (calls.note)("requests");
+                calls.call(Raw::of(raw)).await;
+            }
+            calls.compare_all().await;
+        });
+    });
+}
+
+impl World {
+    /// The daemon ends with the process, and all that it needs is open: nothing stays behind.
+    fn new() -> Self {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).enable_all().build().expect("a runtime");
+        let home = directory();
+        let mut config = Config::for_pool(home.join("pool"));
+        config.socket = home.join("run/pando.sock");
+        config.nbd_dir = home.join("nbd");
+        config.devices_dir = home.join("devices");
+        config.journal_dir = home.join("journal");
+        config.cache_bytes = 8 << 20;
+        config.shards = 1;
+        config.spin_us = 0;
+        let client = runtime.block_on(async {
+            format(&config).await;
+            let endpoint = Endpoint::from_shared(format!("unix:{}", config.socket.display()));
+            let endpoint = endpoint.expect("a socket");
+            let daemon = tokio::spawn(async move { serve(&config, std::future::pending()).await });
+            loop {
+                if let Ok(channel) = endpoint.connect().await {
+                    return PandoClient::new(channel);
+                }
+                assert!(!daemon.is_finished(), "the daemon has ended: {:?}", daemon.await);
+                tokio::task::yield_now().await;
+            }
+        });
+        std::fs::remove_dir_all(home).expect("what was made here");
+        Self { runtime, client }
+    }
+}
+
+fn directory() -> PathBuf {
+    let name = format!("pando-control-api-{}", uuid::Uuid::new_v4());
+    let memory = PathBuf::from("/dev/shm").join(&name);
+    if std::fs::create_dir(&memory).is_ok() {
+        return memory;
+    }
+    let home = std::env::temp_dir().join(name);
+    std::fs::create_dir(&home).expect("a directory");
+    home
+}
+
+async fn format(config: &Config) {
+    let file = PoolFile::create(&config.pool, POOL_BYTES, Allocate::Sparse).expect("a file");
+    let file = Arc::new(file);
+    let options = FormatOptions {
+        size_bytes: POOL_BYTES,
+        journal_bytes: Some(1 << 20),
+        force: false,
+        uuid: [7; 16],
+    };
+    let shard = Shard::start("format".to_owned(), || async {}).expect("a thread");
+    let formatted = shard.call(move || async move { Pool::format(&file.disk(), &options).await });
+    formatted.await.and_then(|done| done).expect("an empty file");
+    shard.stop();
+    shard.join().expect("it has been told to");
+}
+
+/// One request's bytes.
+#[derive(Clone, Copy, Debug)]
+struct Raw {
+    call: u8,
+    name: u8,
+    other: u8,
+    size: [u8; 2],
+    flags: u8,
+    label: u8,
+    more: u8,
+}
+
+impl Raw {
+    const fn of([call, name, other, s0, s1, flags, label, more]: [u8; REQUEST_BYTES]) -> Self {
+        Self { call, name, other, size: [s0, s1], flags, label, more }
+    }
+
+    fn size(self) -> Option<u64> {
+        match self.size[0] {
+            0..=0x9F => Some(u64::from(1 + self.size[0] % 64) * 8 * SECTOR),
+            0xA0..=0xBF => Some(u64::from(self.size[1]) * SECTOR),
+            0xC0..=0xC7 => Some(u64::from(self.size[1]) * 100),
+            0xC8..=0xCF => Some(VOLUME_BYTES_MAX + u64::from(self.size[1] % 2) * SECTOR),
+            0xD0..=0xD7 => Some(u64::MAX - u64::from(self.size[1])),
+            0xD8..=0xDF => Some(u64::from(self.size[1]) << 40),
+            _ => None,
+        }
+    }
+
+    fn labels(self) -> BTreeMap<String, String> {
+        let one = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        match self.label {
+            0x80..=0x9F => one("app", "db"),
+            0xA0..=0xA7 => one("app", ""),
+            0xA8..=0xAF => one("", "value"),
+            0xB0..=0xB7 => one("k", &"v".repeat(LABEL_BYTES_MAX - 1)),
+            0xB8..=0xBF => one("k", &"v".repeat(LABEL_BYTES_MAX)),
+            0xC0..=0xC7 => (0..LABELS_MAX).map(|n| (n.to_string(), "x".into())).collect(),
+            0xC8..=0xCF => (0..=LABELS_MAX).map(|n| (n.to_string(), "x".into())).collect(),
+            0xD0..=0xD7 => one("\n\0", "\u{1b}[2J"),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    /// Limits that slow nobody down.
+    fn limits(self) -> (u64, u64) {
+        if self.flags & 0x80 == 0 { (0, 0) } else { (u64::MAX - 7, 1 << 50) }
+    }
+}
+
+fn name(number: u8) -> String {
+    match number {
+        0xF0 => String::new(),
+        0xF1 => "n".repeat(NAME_BYTES_MAX),
+        0xF2 => "n".repeat(NAME_BYTES_MAX + 1),
+        0xF3 => "../../etc".into(),
+        0xF4 => ".hidden".into(),
+        0xF5 => "a\nb".into(),
+        0xF6 => "\u{e4}".into(),
+        0xF7 => "-rf".into(),
+        number => format!("v{}", number % 6),
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.chars().all(good)
+        && !name.starts_with(['-', '.'])
+}
+
+fn are_labels(labels: &BTreeMap<String, String>) -> bool {
+    let fit = |(k, v): (&String, &String)| !k.is_empty() && k.len() + v.len() <= LABEL_BYTES_MAX;
+    labels.len() <= LABELS_MAX && labels.iter().all(fit)
+}
+
+fn is_size(size: u64) -> bool {
+    size.is_multiple_of(SECTOR) && (4096..=VOLUME_BYTES_MAX).contains(&size)
+}
+
+fn named(name: &str) -> Option<v1::VolumeRef> {
+    Some(v1::VolumeRef { by: Some(By::Name(name.to_owned())) })
+}
+
+/// What the model knows of a volume.
+#[derive(Clone, Debug)]
+struct Known {
+    id: u64,
+    size: u64,
+    snapshot: bool,
+    read_only: bool,
+    source: Option<u64>,
+    labels: BTreeMap<String, String>,
+    /// What sectors hold that are not zeros.
+    sectors: BTreeMap<u64, u8>,
+}
+
+/// Kinds of errors that a request gives reasons for. Without any it must succeed.
+#[derive(Debug, Default)]
+struct Reasons(Vec<&'static str>);
+
+impl Reasons {
+    fn when(&mut self, reason: bool, kind: &'static str) {
+        if reason {
+            self.0.push(kind);
+        }
+    }
+}
