@@ -6,14 +6,15 @@ use super::tables::NewTables;
 use crate::error::Result;
 use crate::format::catalogue::NodeDrop;
 use crate::format::node::{Node, NodeChild, children};
-use crate::limits::CASCADE_NODES_MAX;
+use crate::limits::{CASCADE_NODES_MAX, DROPS_WAITING_MAX};
 use crate::map::{RefChange, RefDelta};
 use crate::pool::Pool;
 
 /// Nodes whose losses are netted together.
 const ROUND: usize = 64;
 
-/// Works off up to [`CASCADE_NODES_MAX`] of `drops`. A drop holds one reference to its node: the
+/// Works off up to [`CASCADE_NODES_MAX`] of `drops`, and more if more than [`DROPS_WAITING_MAX`]
+/// would be left: the catalogue has room for so many. A drop holds one reference to its node: the
 /// last one frees the node and passes the loss on to its children.
 pub(super) async fn run(
     pool: &Pool,
@@ -21,9 +22,10 @@ pub(super) async fn run(
     freed: &mut Freed,
     drops: &mut Vec<NodeDrop>,
 ) -> Result<()> {
-    for _ in 0..CASCADE_NODES_MAX / ROUND {
-        if drops.is_empty() {
-            return Ok(());
+    for rounds in 0.. {
+        let enough = rounds >= CASCADE_NODES_MAX / ROUND && drops.len() <= DROPS_WAITING_MAX;
+        if drops.is_empty() || enough {
+            break;
         }
         let round = drops.split_off(drops.len().saturating_sub(ROUND));
         let mut log = Vec::new();

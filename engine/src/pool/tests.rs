@@ -202,6 +202,41 @@ fn a_writer_who_never_flushes_is_synced_now_and_then() {
 }
 
 #[test]
+fn deletions_that_wait_have_a_bound() {
+    let sim = SimDisk::new(6, 16_000, SimOptions::default());
+    sim.run(async {
+        let disk = sim.disk();
+        let options = FormatOptions { journal_bytes: None, ..format_options(&disk) };
+        Pool::format(&disk, &options).await.unwrap();
+        let options = OpenOptions { cache_bytes: 64 << 20, ..OpenOptions::default() };
+        let pool = Pool::open(disk, |len| sim.map_ring(len), options).await.unwrap();
+        // The test makes the checkpoints.
+        let mut ids = Vec::new();
+        for group in 0..32 {
+            let of = (0..64).map(|n| volume(&format!("v{group}-{n}"), Source::Empty)).collect();
+            ids.extend(pool.create_group(of).await.unwrap().into_iter().map(|made| made.id));
+            pool.checkpoint().await.unwrap();
+        }
+        let pool = &pool;
+        for some in ids.chunks(200) {
+            let writes = some.iter().map(|id| async move { write(pool, *id, 0, 4096, 1).await });
+            for written in futures_util::future::join_all(writes).await {
+                written.unwrap();
+            }
+            pool.checkpoint().await.unwrap();
+        }
+        let deletions = ids.iter().map(|id| async move { pool.delete(*id).await });
+        for deleted in futures_util::future::join_all(deletions).await {
+            deleted.unwrap();
+        }
+        pool.checkpoint().await.unwrap();
+        let waiting = usize::try_from(pool.status().deletions_pending).unwrap();
+        assert!(waiting > 0 && waiting <= crate::limits::DROPS_WAITING_MAX, "{waiting}");
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_pool_that_has_just_grown_is_sound() {
     let sim = SimDisk::new(3, 600, SimOptions::default());
     sim.run(async {
