@@ -10,6 +10,8 @@ mod dump;
 mod durable;
 mod fetch;
 mod flush;
+#[cfg(test)]
+mod gate_tests;
 mod open;
 mod place;
 mod read;

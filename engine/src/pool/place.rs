@@ -8,6 +8,7 @@
 //! ```
 
 use super::core::{Inner, Pool, count};
+use super::fetch::Hope;
 use super::write::Pending;
 use crate::disk::Buf;
 use crate::error::{Error, ErrorKind, Result};
@@ -22,6 +23,9 @@ const CATALOGUE_SLACK: u64 = 4;
 const PATIENCE: usize = 4;
 
 /// A write that has its blocks.
+/// The same for a write that pays its blocks back. Of many at once that do not find room together,
+/// each checkpoint lets some go on.
+const PATIENCE_PAYING_BACK: usize = 64;
 pub(crate) struct Placed {
     pub(crate) write: Pending,
     /// Where its blocks are, in their order.
@@ -47,8 +51,13 @@ pub(crate) enum Admission {
 pub(crate) enum Wait {
     /// A group must be loaded.
     Group(u32),
-    /// Blocks must be freed by a checkpoint; this many were published.
-    Space(u64),
+    /// Blocks must be freed by a checkpoint.
+    Space {
+        /// This many were published.
+        published: u64,
+        /// The next checkpoint gives as many blocks back as the write takes.
+        pays_back: bool,
+    },
 }
 
 /// The answer to a write whose volume is gone.
@@ -155,7 +164,7 @@ impl Inner {
             return self.place(write, blocks);
         }
         let published = self.published;
-        Admission::Wait(write, Wait::Space(published))
+        Admission::Wait(write, Wait::Space { published, pays_back: overwrites })
     }
 
     fn place(&mut self, write: Pending, blocks: u64) -> Admission {
@@ -173,7 +182,9 @@ impl Inner {
                     }
                     let wait = match error {
                         TakeError::Load(group) => Wait::Group(group),
-                        TakeError::Full => Wait::Space(self.published),
+                        TakeError::Full => {
+                            Wait::Space { published: self.published, pays_back: false }
+                        }
                     };
                     return Admission::Wait(write, wait);
                 }
@@ -223,23 +234,24 @@ impl Pool {
 
     /// Writes what could not be placed at once: fetches what was missing and tries again.
     pub(crate) async fn write_waiting(&self, mut write: Pending, mut wait: Wait) {
-        let mut patience = PATIENCE;
+        let mut waited = 0;
         let mut looked_up = false;
         loop {
             let fetched = match wait {
                 Wait::Group(group) => self.load_group(group).await,
                 // Whether it overwrites blocks of its own is told by nodes, which must be here.
-                Wait::Space(_) if !looked_up => {
+                Wait::Space { .. } if !looked_up => {
                     looked_up = true;
                     self.load_map_of(&write).await
                 }
-                Wait::Space(_) if patience == 0 => Err(Error::new(
-                    ErrorKind::NoSpace,
-                    "the pool is full; delete volumes or grow it",
-                )),
-                Wait::Space(published) => {
-                    patience -= 1;
-                    self.await_space(published).await
+                Wait::Space { published, pays_back } => {
+                    waited += 1;
+                    if waited > if pays_back { PATIENCE_PAYING_BACK } else { PATIENCE } {
+                        let what = "the pool is full; delete volumes or grow it";
+                        Err(Error::new(ErrorKind::NoSpace, what))
+                    } else {
+                        self.await_space(published, Hope::Writes).await
+                    }
                 }
             };
             if let Err(error) = fetched {
