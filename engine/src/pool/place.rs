@@ -12,20 +12,22 @@ use super::fetch::Hope;
 use super::write::Pending;
 use crate::disk::Buf;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalogue::{catalogue_bytes, chain_blocks};
 use crate::format::record::MapRun;
 use crate::map;
 use crate::space::{Run, TakeError};
 use crate::units::{BLOCK_SIZE, VolumeId, to_u32, to_u64, to_usize};
 
-/// Blocks by which the catalogue may grow before its own place is reckoned with.
-const CATALOGUE_SLACK: u64 = 4;
+/// Blocks by which deletions may let the catalogue grow in one checkpoint: what has made no
+/// deletion yet can be many of them when it is settled. A 512th of the pool, within these bounds.
+const CATALOGUE_SLACK: (u64, u64) = (4, 256);
 /// Checkpoints that a write waits for before it is told that the pool is full.
 const PATIENCE: usize = 4;
-
-/// A write that has its blocks.
 /// The same for a write that pays its blocks back. Of many at once that do not find room together,
 /// each checkpoint lets some go on.
 const PATIENCE_PAYING_BACK: usize = 64;
+
+/// A write that has its blocks.
 pub(crate) struct Placed {
     pub(crate) write: Pending,
     /// Where its blocks are, in their order.
@@ -114,8 +116,14 @@ impl Inner {
     /// Blocks that only checkpoints may use: catalogues, and nodes for a while. What is set aside
     /// for nodes already is a part of them.
     pub(crate) fn hard_reserve(&self) -> u64 {
+        self.hard_reserve_with(0)
+    }
+
+    /// As [`Self::hard_reserve`], with so many bytes more in the entries of the catalogue.
+    pub(crate) fn hard_reserve_with(&self, entries_bytes: u64) -> u64 {
         let aside = to_u64(self.state.node_blocks.len());
-        self.kept_for_nodes().saturating_sub(aside) + self.kept_for_catalogues()
+        let catalogues = self.kept_for_catalogues_with(entries_bytes);
+        self.kept_for_nodes().saturating_sub(aside) + catalogues
     }
 
     /// Blocks that growth leaves alone: the hard reserve and as much again for overwrites.
@@ -128,9 +136,19 @@ impl Inner {
         (self.state.geometry.usable_blocks() / 64).clamp(20, 8192)
     }
 
-    /// Two catalogues, which may grow a little.
-    pub(crate) const fn kept_for_catalogues(&self) -> u64 {
-        2 * self.catalogue_blocks + CATALOGUE_SLACK
+    /// Two catalogues, of which the next may be longer than the last.
+    pub(crate) fn kept_for_catalogues(&self) -> u64 {
+        self.kept_for_catalogues_with(0)
+    }
+
+    /// As [`Self::kept_for_catalogues`], with so many bytes more in the entries.
+    pub(crate) fn kept_for_catalogues_with(&self, entries_bytes: u64) -> u64 {
+        let geometry = &self.state.geometry;
+        let entries = self.state.entries_bytes + entries_bytes;
+        let bytes = catalogue_bytes(entries, self.drops_pending, geometry.groups());
+        let next = to_u64(chain_blocks(to_usize(bytes))).max(self.catalogue_blocks);
+        let (least, most) = CATALOGUE_SLACK;
+        2 * next + (geometry.usable_blocks() / 512).clamp(least, most)
     }
 
     /// Checks a write and takes blocks for it.
