@@ -17,6 +17,8 @@ mod place;
 mod read;
 mod record;
 mod recover;
+#[cfg(test)]
+mod recover_tests;
 mod scrub;
 #[cfg(test)]
 mod scrub_tests;

@@ -202,6 +202,35 @@ fn a_writer_who_never_flushes_is_synced_now_and_then() {
 }
 
 #[test]
+fn nodes_that_are_not_written_do_not_fill_the_cache() {
+    let sim = SimDisk::new(5, 8192, SimOptions::default());
+    sim.run(async {
+        let disk = sim.disk();
+        let options = FormatOptions { journal_bytes: None, ..format_options(&disk) };
+        Pool::format(&disk, &options).await.unwrap();
+        let fanout = crate::map::Fanout { leaf_max: 4, inner_max: 4 };
+        let options = OpenOptions { cache_bytes: 0, fanout, ..OpenOptions::default() };
+        let pool = Pool::open(disk, |len| sim.map_ring(len), options).await.unwrap();
+        let background = pool.clone();
+        spawn_local(async move { background.run_background().await });
+        let a = CreateVolume { size_bytes: Some(64 << 20), ..volume("a", Source::Empty) };
+        let a = pool.create(a).await.unwrap().id;
+        let capacity = pool.core.lock().state.cache.capacity();
+        let writer = |number: u64| {
+            let pool = &pool;
+            async move {
+                write(pool, a, number * 8 * BLOCK, 4096, 1).await.unwrap();
+                pool.core.lock().state.cache.dirty_len()
+            }
+        };
+        let most = futures_util::future::join_all((0..1600).map(writer)).await.into_iter().max();
+        // What one record may add, its 32 runs with a leaf each and some nodes above them.
+        assert!(most <= Some(capacity + 100), "{most:?} of {capacity}");
+    })
+    .unwrap();
+}
+
+#[test]
 fn deletions_that_wait_have_a_bound() {
     let sim = SimDisk::new(6, 16_000, SimOptions::default());
     sim.run(async {
