@@ -63,7 +63,7 @@ fn chosen(list: &List) -> Vec<&Mutant> {
 fn every_mutant_is_killed() {
     let begin = Instant::now();
     let list = listed();
-    let mutants = chosen(&list);
+    let mut mutants = chosen(&list);
     let killers: BTreeSet<&Killer> = mutants.iter().map(|m| &m.killer).collect();
     let killers: Vec<&Killer> = killers.into_iter().collect();
     let tests: BTreeSet<&str> = killers.iter().map(|k| k.binary.as_str()).collect();
@@ -77,6 +77,8 @@ fn every_mutant_is_killed() {
         println!("{:5.1} s {} {} without a mutant", took.as_secs_f64(), killer.binary, killer.test);
     }
     let usual: BTreeMap<&Killer, Duration> = killers.iter().copied().zip(times).collect();
+    // The longest first, so that both workers end at the same time.
+    mutants.sort_by_key(|mutant| std::cmp::Reverse(usual[&mutant.killer]));
     let outcomes = side_by_side(&mutants, |mutant| {
         let outcome = programs.attack(mutant, usual[&mutant.killer]);
         let (end, seconds) = (outcome.end, outcome.took.as_secs_f64());

@@ -127,6 +127,8 @@ mod tests {
         assert_eq!(check_range(4096, 4096, 0).unwrap(), 4096);
         assert!(check_range(4096, 512, 4096).is_err());
         assert!(check_range(4096, 100, 512).is_err());
+        assert!(check_range(4096, 512, 100).is_err());
+        assert!(check_range(4096, 4608, 512).is_err());
         assert!(check_range(u64::MAX, u64::MAX - 511, 1024).is_err());
     }
 }

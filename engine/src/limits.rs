@@ -1,6 +1,6 @@
 //! Every bound of the engine, with its arithmetic. What has no bound here has none.
 
-use crate::units::BLOCK_BYTES;
+use crate::units::{BLOCK_BYTES, to_u64};
 
 /// Largest volume: 64 TiB.
 pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
@@ -47,6 +47,12 @@ pub const RECORD_BLOCKS_MAX: usize = 256;
 pub const UNSYNCED_BLOCKS_WANTED: u64 = 32 << 10;
 /// Bytes of the encoded catalogue that a reader accepts.
 pub const CATALOGUE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of the entries of all volumes in it, of 149 bytes each with their names and labels. What is
+/// left is for the groups of the largest pool (66 Ki of 9 bytes) and for deletions.
+pub const VOLUME_ENTRIES_BYTES_MAX: u64 = 48 << 20;
+/// Deletions of 16 bytes that wait in the catalogue: with more, a checkpoint works off more of them.
+/// Few in unit tests, which cannot make half a million.
+pub const DROPS_WAITING_MAX: usize = if cfg!(test) { 600 } else { 1 << 19 };
 /// Levels of a map. 2^34 LBAs, one an extent, in half-full nodes: 126 * 50^5 > 2^34.
 pub const MAP_LEVELS_MAX: usize = 10;
 /// Nodes given up by one checkpoint's cascade of deletions; the rest waits for the next.
@@ -55,4 +61,5 @@ pub const CASCADE_NODES_MAX: usize = 1024;
 pub const LIST_PAGE_MAX: usize = 1000;
 
 const _: () = assert!(VOLUME_BLOCKS_MAX <= 1 << 40, "an LBA has 48 bits in a leaf entry");
+const _: () = assert!(VOLUME_ENTRIES_BYTES_MAX + (12 << 20) < to_u64(CATALOGUE_BYTES_MAX));
 const _: () = assert!(RECORD_BLOCKS_MAX * 36 + 256 < RECORD_BYTES_MAX);

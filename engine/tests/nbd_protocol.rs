@@ -175,6 +175,16 @@ fn a_failing_read_is_an_error_of_that_read_alone() {
 }
 
 #[test]
+fn a_failing_write_is_an_error_of_that_write() {
+    let disk = RamDisk::new(SIZE);
+    disk.damage(5000);
+    let server = serve(&disk);
+    let mut client = Client::open(server.path(), "disk", false);
+    assert_eq!(client.write(0, 4096, &[1; 4096]), Outcome::Error(EIO));
+    assert_eq!(client.write(0, 8192, &[1; 4096]), Outcome::Done);
+}
+
+#[test]
 fn block_status_tells_data_from_holes() {
     let disk = RamDisk::new(SIZE);
     let server = serve(&disk);

@@ -91,14 +91,18 @@ fn read_all(root: &Path, at: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
     }
 }
 
-/// Builds tests of the copy; the programs by their names.
+/// Builds tests of the copy; the programs by their names. The unit tests are those of `lib`.
 pub(crate) fn build(tree: &Path, scratch: &Path, tests: &[&str]) -> BTreeMap<String, PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(tree).args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
     cargo.args(["--package=pando-engine", "--features=testing", "--target-dir"]);
     cargo.arg(scratch.join("target"));
     for test in tests {
-        cargo.args(["--test", test]);
+        if *test == "lib" {
+            cargo.arg("--lib");
+        } else {
+            cargo.args(["--test", test]);
+        }
     }
     cargo.env("CARGO_INCREMENTAL", "0");
     let output = cargo.stderr(Stdio::inherit()).output().expect("cargo");
@@ -106,10 +110,11 @@ pub(crate) fn build(tree: &Path, scratch: &Path, tests: &[&str]) -> BTreeMap<Str
     let messages = String::from_utf8(output.stdout).expect("UTF-8");
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     messages
-        .filter(|message| message["target"]["kind"][0] == "test")
+        .filter(|message| message["profile"]["test"] == true)
         .filter_map(|message| {
-            let name = message["target"]["name"].as_str()?.to_owned();
-            Some((name, PathBuf::from(message["executable"].as_str()?)))
+            let of_lib = message["target"]["kind"][0] == "lib";
+            let name = if of_lib { "lib" } else { message["target"]["name"].as_str()? };
+            Some((name.to_owned(), PathBuf::from(message["executable"].as_str()?)))
         })
         .collect()
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use super::list::List;
+use super::list::{List, Mutant};
 
 const DOCUMENT: &str = "docs/MUTANTS.md";
 /// What comes behind it is made by `scripts/mutants --document`.
@@ -15,21 +15,31 @@ fn read(root: &Path) -> String {
     std::fs::read_to_string(root.join(DOCUMENT)).expect("docs/MUTANTS.md")
 }
 
-/// The tables; a mutant that was not run has no seconds.
+/// The last two cells of a row: the killer, and its seconds if the mutant was run.
+fn killed_by(mutant: &Mutant, seconds: &BTreeMap<&str, Duration>) -> String {
+    let took = seconds.get(mutant.name.as_str());
+    let took = took.map(|took| format!("{:.1}", took.as_secs_f64())).unwrap_or_default();
+    format!("`{}` {} | {took} |", mutant.killer.binary, mutant.killer.test)
+}
+
+/// The tables: of the known bugs, and of each class.
 fn tables(list: &List, seconds: &BTreeMap<&str, Duration>) -> String {
-    let mut out = String::new();
+    let mut out = String::from("| bug | mutant | killed by | s |\n|---|---|---|---|\n");
+    let mutants_of = |bug| list.mutants.iter().filter(move |m| m.bugs.contains(&bug));
+    let bugs: BTreeSet<i64> = list.mutants.iter().flat_map(|m| m.bugs.iter().copied()).collect();
+    for (bug, mutant) in bugs.iter().flat_map(|bug| mutants_of(*bug).map(move |m| (bug, m))) {
+        writeln!(out, "| {bug} | {} | {}", mutant.name, killed_by(mutant, seconds))
+            .expect("a string");
+    }
     let classes: BTreeSet<&str> = list.mutants.iter().map(|m| m.class.as_str()).collect();
     for class in classes {
         let of_class = || list.mutants.iter().filter(|m| m.class == class);
         write!(out, "\n## {class}: {}\n\n", of_class().count()).expect("a string");
         out.push_str("| mutant | what it breaks | bug | killed by | s |\n|---|---|---|---|---|\n");
         for mutant in of_class() {
-            let bug = mutant.bug.map(|bug| bug.to_string()).unwrap_or_default();
-            let (name, breaks, killer) = (&mutant.name, &mutant.breaks, &mutant.killer);
-            let took = seconds.get(name.as_str()).map(|took| format!("{:.1}", took.as_secs_f64()));
-            let took = took.unwrap_or_default();
-            let killed_by = format!("`{}` {}", killer.binary, killer.test);
-            writeln!(out, "| {name} | {breaks} | {bug} | {killed_by} | {took} |")
+            let bugs: Vec<_> = mutant.bugs.iter().map(i64::to_string).collect();
+            let (name, breaks, bugs) = (&mutant.name, &mutant.breaks, bugs.join(", "));
+            writeln!(out, "| {name} | {breaks} | {bugs} | {}", killed_by(mutant, seconds))
                 .expect("a string");
         }
     }

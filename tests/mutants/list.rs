@@ -11,12 +11,13 @@ pub(crate) struct Mutant {
     pub(crate) class: String,
     /// What it breaks, in one sentence.
     pub(crate) breaks: String,
-    /// Its number among the known bugs of comparable systems.
-    pub(crate) bug: Option<i64>,
+    /// Those of the known bugs of comparable systems that have the same cause.
+    pub(crate) bugs: Vec<i64>,
     pub(crate) killer: Killer,
 }
 
-/// The test that is expected to fail.
+/// The test that is expected to fail: of `engine/tests/<binary>.rs`, or a unit test, then by its
+/// path in the library and `lib`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Killer {
     pub(crate) binary: String,
@@ -55,7 +56,10 @@ impl Mutant {
             name: text(table, "name"),
             class: class.to_owned(),
             breaks: text(table, "breaks"),
-            bug: table.get("bug").and_then(Value::as_integer),
+            bugs: match table.get("bug") {
+                Some(Value::Array(bugs)) => bugs.iter().filter_map(Value::as_integer).collect(),
+                bug => bug.and_then(Value::as_integer).into_iter().collect(),
+            },
             killer: Killer { binary: binary.to_owned(), test: test.to_owned() },
         }
     }

@@ -69,7 +69,8 @@ impl Programs {
 
     /// Runs the killer of a mutant, which takes `usual` without it.
     pub(crate) fn attack(&self, mutant: &Mutant, usual: Duration) -> Outcome {
-        let seconds = 3.0 * usual.as_secs_f64() + PATIENCE;
+        // In full tenths, as `timeout` is told.
+        let seconds = (30.0 * usual.as_secs_f64()).ceil() / 10.0 + PATIENCE;
         self.run(&mutant.killer, Some(&mutant.name), seconds).0
     }
 }

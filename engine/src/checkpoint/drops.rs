@@ -6,14 +6,16 @@ use super::tables::NewTables;
 use crate::error::Result;
 use crate::format::catalogue::NodeDrop;
 use crate::format::node::{Node, NodeChild, children};
+use crate::limits::DROPS_WAITING_MAX;
 use crate::map::{RefChange, RefDelta};
 use crate::pool::Pool;
 
 /// Nodes whose losses are netted together.
 const ROUND: usize = 64;
 
-/// Works off as many of `drops` as the pool was opened for. A drop holds one reference to its node:
-/// the last one frees the node and passes the loss on to its children.
+/// Works off as many of `drops` as the pool was opened for, and more if more than
+/// [`DROPS_WAITING_MAX`] would be left: the catalogue has room for so many. A drop holds one
+/// reference to its node: the last one frees the node and passes the loss on to its children.
 pub(super) async fn run(
     pool: &Pool,
     tables: &mut NewTables<'_>,
@@ -21,9 +23,10 @@ pub(super) async fn run(
     drops: &mut Vec<NodeDrop>,
 ) -> Result<()> {
     let mut left = pool.core.options.cascade_nodes;
-    while left > 0 && !drops.is_empty() {
-        let round = drops.split_off(drops.len().saturating_sub(ROUND.min(left)));
-        left -= round.len();
+    while !drops.is_empty() && (left > 0 || drops.len() > DROPS_WAITING_MAX) {
+        let most = if left > 0 { ROUND.min(left) } else { ROUND };
+        let round = drops.split_off(drops.len().saturating_sub(most));
+        left = left.saturating_sub(round.len());
         let mut log = Vec::new();
         for drop in round {
             give_up(pool, tables, drop, &mut log, drops).await?;

@@ -191,3 +191,7 @@ fn check(superblock: &Superblock, catalogue: &Catalogue) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

@@ -182,4 +182,23 @@ mod tests {
             assert_eq!(change(2).unwrap_err().kind(), ErrorKind::Corrupt, "group {group}");
         }
     }
+
+    #[test]
+    fn a_page_takes_its_part_of_a_change_and_no_block_is_of_two_kinds() {
+        let geometry = Geometry::new(40_000, 8, 2).expect("a pool with two pages in a group");
+        let block = geometry.block_at(0, 1000);
+        let birth = Seqno::new(0);
+        let data = RefDelta { block, birth, count: 50, change: RefChange::DataUp };
+        let mut page = PageChange::at(geometry, block).expect("a block of the first page");
+        let rest = page.take(&data).expect("it is data").expect("the second page has the rest");
+        assert_eq!((rest.block, rest.count), (geometry.block_at(0, 1020), 30));
+        let touched = page.entries.iter().filter(|entry| entry.by == 1).count();
+        assert_eq!(touched, 20);
+        for change in [RefChange::NodeDown, RefChange::CatalogueUp] {
+            let other = RefDelta { count: 1, change, ..data };
+            let error = page.take(&other).expect_err("it is data").to_string();
+            assert!(error.contains(&format!("{block} is used as")), "{error}");
+        }
+        assert!(PageChange::at(geometry, BlockNo::new(3)).is_err(), "the journal has no counts");
+    }
 }

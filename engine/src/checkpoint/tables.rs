@@ -16,8 +16,8 @@ use crate::pool::{Pool, count};
 use crate::space::MissingTable;
 use crate::units::{BLOCK_BYTES, BlockNo, Generation, to_u64};
 
-/// Changed pages kept before they are written: 16 MiB.
-const PAGES_MAX: usize = 4096;
+/// Changed pages kept before they are written: 16 MiB. Few in unit tests, whose pools have few.
+const PAGES_MAX: usize = if cfg!(test) { 3 } else { 4096 };
 /// Pages written at the same time.
 const PARALLEL: usize = 32;
 

@@ -32,7 +32,7 @@ struct Ram {
     bytes: Vec<u8>,
     mapped: Vec<bool>,
     read_only: bool,
-    /// Reads that touch this byte fail with a checksum error.
+    /// Reads and writes that touch this byte fail with a checksum error.
     damaged: Option<u64>,
     /// Reads wait until they are released.
     held: bool,
@@ -64,7 +64,7 @@ impl RamDisk {
         self.0.lock().read_only = read_only;
     }
 
-    /// Lets reads that touch the byte at `offset` fail.
+    /// Lets reads and writes that touch the byte at `offset` fail.
     pub fn damage(&self, offset: u64) {
         self.0.lock().damaged = Some(offset);
     }
@@ -125,13 +125,18 @@ impl Ram {
         Ok(())
     }
 
+    fn sound(&self, range: &std::ops::Range<usize>) -> Result<()> {
+        if self.damaged.is_some_and(|at| range.contains(&to_usize(at))) {
+            return Err(Error::new(ErrorKind::Checksum, "ram disk is damaged here"));
+        }
+        Ok(())
+    }
+
     fn read(&mut self, offset: u64, len: u32) -> Result<ReadData> {
         check_payload(len)?;
         let range = self.range(offset, len.into())?;
         self.counters.reads += 1;
-        if self.damaged.is_some_and(|at| range.contains(&to_usize(at))) {
-            return Err(Error::new(ErrorKind::Checksum, "ram disk is damaged here"));
-        }
+        self.sound(&range)?;
         let start = range.start % BLOCK_SIZE;
         let mut buf = Buf::new((start + range.len()).div_ceil(BLOCK_SIZE));
         buf.as_mut_bytes()[start..start + range.len()].copy_from_slice(&self.bytes[range.clone()]);
@@ -145,6 +150,7 @@ impl Ram {
         let start = range.start % BLOCK_SIZE;
         let blocks = (start + range.len()).div_ceil(BLOCK_SIZE);
         assert_eq!(buf.len_bytes(), blocks * BLOCK_SIZE, "exactly the blocks of the range");
+        self.sound(&range)?;
         self.mapped[range.start / BLOCK_SIZE..][..blocks].fill(true);
         self.bytes[range.clone()].copy_from_slice(&buf.as_bytes()[start..start + range.len()]);
         self.counters.writes += 1;

@@ -58,6 +58,24 @@ pub struct VolumeEntry {
     pub frozen_blocks: u64,
 }
 
+/// Bytes of the encoded entry of a volume with this name and these labels, at most. (Fixed-width
+/// integers: 8 bytes for a length, 1 for an option.)
+#[must_use]
+pub fn entry_bytes(name: &str, labels: &[(String, String)]) -> u64 {
+    let labels = labels.iter().map(|(key, value)| 16 + key.len() + value.len());
+    to_u64(ENTRY_BYTES + name.len() + labels.sum::<usize>())
+}
+
+/// Bytes of an entry without its name and labels, with a source and a root.
+const ENTRY_BYTES: usize = 149;
+
+/// Bytes of an encoded catalogue whose volumes' entries take `entries` bytes, at most.
+#[must_use]
+pub const fn catalogue_bytes(entries: u64, drops: u64, groups: u64) -> u64 {
+    // The next identity, and the lengths of the three lists.
+    8 + (8 + entries) + (8 + drops * 16) + (8 + groups * 9)
+}
+
 /// A group, as of a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct GroupEntry {
@@ -209,10 +227,7 @@ impl ChainReader {
         self.bytes.extend_from_slice(payload);
         self.blocks.push(place);
         let last = self.blocks.len() == chain_blocks(self.expected);
-        if self.bytes.len() > self.expected
-            || (last && self.bytes.len() != self.expected)
-            || last != (header.next.get() == 0)
-        {
+        if (last && self.bytes.len() != self.expected) || last != (header.next.get() == 0) {
             return Err(bad("its length is not the one in the superblock"));
         }
         self.next = (!last).then(|| BlockNo::new(header.next.get()));
@@ -252,11 +267,97 @@ mod tests {
         assert_eq!(reader.finish(), (blocks.to_vec(), bytes));
         let mut reader = ChainReader::new([1; 16], generation, blocks[0], 10_000).unwrap();
         assert!(reader.take(&encoded[1]).is_err(), "blocks out of order");
-        let mut reader = ChainReader::new([1; 16], generation, blocks[0], 100).unwrap();
-        assert!(reader.take(&encoded[0]).is_err(), "longer than the superblock says");
-        let mut bad = encoded[0];
-        bad[4000] ^= 4;
-        let mut reader = ChainReader::new([1; 16], generation, blocks[0], 10_000).unwrap();
-        assert!(reader.take(&bad).is_err());
+    }
+
+    #[test]
+    fn entries_are_as_long_as_said() {
+        let lba = crate::units::Lba::new(0);
+        let ptr = NodePtr { lba, block: BlockNo::new(1), birth: Seqno::new(1), mapped: 1, own: 1 };
+        let labels = vec![("key".to_owned(), "value".to_owned()), ("k".to_owned(), String::new())];
+        let entry = VolumeEntry {
+            id: VolumeId::new(1),
+            name: "name".into(),
+            size_bytes: 1,
+            source: Some(VolumeId::new(2)),
+            snapshot: true,
+            read_only: false,
+            reservation_blocks: 0,
+            growth_limit_blocks: 0,
+            io_limits: IoLimits::default(),
+            labels,
+            created_at: 0,
+            root: Some(Root { ptr, level: 0 }),
+            shared_at: Seqno::new(1),
+            held_blocks: 0,
+            frozen_blocks: 0,
+        };
+        let encoded = crate::format::codec::encode_catalogue(&entry).expect("it is short");
+        let bytes = to_u64(encoded.len());
+        assert_eq!(bytes, entry_bytes(&entry.name, &entry.labels));
+        let drop = NodeDrop { block: BlockNo::new(1), birth: Seqno::new(1) };
+        let groups = vec![GroupEntry::default(); 3];
+        let catalogue =
+            Catalogue { next_id: 9, volumes: vec![entry], drops: vec![drop; 2], groups };
+        let encoded = crate::format::codec::encode_catalogue(&catalogue).expect("it is short");
+        assert_eq!(to_u64(encoded.len()), catalogue_bytes(bytes, 2, 3));
+    }
+
+    /// Reads a chain of these blocks; the error.
+    fn refusal(blocks: &[&[u8]], generation: u32, uuid: u8, bytes: u64) -> String {
+        let generation = Generation::new(generation);
+        let reader = ChainReader::new([uuid; 16], generation, BlockNo::new(5), bytes);
+        let taken = reader.and_then(|mut reader| {
+            blocks.iter().try_for_each(|block| reader.take(block))?;
+            Ok(reader.wants())
+        });
+        taken.expect_err("the chain is not the one").to_string()
+    }
+
+    #[test]
+    fn chains_that_are_not_the_one_are_refused() {
+        let bytes = vec![7; 5000];
+        let encode = |index, next: &[u64]| {
+            let blocks: Vec<BlockNo> = next.iter().copied().map(BlockNo::new).collect();
+            let mut out = [0; BLOCK_SIZE];
+            encode_chain_block(&bytes, index, &blocks, Generation::new(4), [1; 16], &mut out);
+            out
+        };
+        let (first, last) = (encode(0, &[5, 9]), encode(1, &[5, 9]));
+        let forged = |at: usize, value: u8| {
+            let mut block = first;
+            block[at] = value;
+            let crc = crc32(&block[4..]);
+            block[..4].copy_from_slice(&crc.to_le_bytes());
+            block
+        };
+        let field = |name| FIELDS.iter().find(|field| field.name == name).unwrap().offset;
+        let mut flipped = first;
+        flipped[4000] ^= 4;
+        assert!(refusal(&[&flipped], 4, 1, 5000).ends_with("checksum does not match"));
+        let magic = forged(field("magic"), 0);
+        for (block, uuid) in [(&first, 2), (&magic, 1)] {
+            let error = refusal(&[block], 4, uuid, 5000);
+            assert!(error.ends_with("another structure lies in its place"), "{error}");
+        }
+        let index = forged(field("index"), 1);
+        for (block, generation) in [(&first, 5), (&first, 3), (&index, 4)] {
+            let error = refusal(&[block], generation, 1, 5000);
+            assert!(error.ends_with("another version lies in its place"), "{error}");
+        }
+        let length = forged(field("length") + 1, 0xFF);
+        assert!(refusal(&[&length], 4, 1, 5000).ends_with(": length"));
+        // Shorter or longer than the superblock says, in bytes and in blocks.
+        for (blocks, bytes) in [
+            (&[&first[..], &last[..]][..], 5001),
+            (&[&first[..], &last[..]], 4999),
+            (&[&first[..]], 4000),
+            (&[&first[..], &last[..]], 9000),
+            (&[&encode(0, &[5])[..]], 5000),
+        ] {
+            let error = refusal(blocks, 4, 1, bytes);
+            assert!(error.ends_with("not the one in the superblock"), "{bytes}: {error}");
+        }
+        let error = refusal(&[], 4, 1, to_u64(CATALOGUE_BYTES_MAX) + 1);
+        assert!(error.starts_with("superblock: a catalogue of"), "{error}");
     }
 }

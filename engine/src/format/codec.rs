@@ -5,7 +5,7 @@
 use bincode::config::{self, Configuration, Fixint, Limit, LittleEndian};
 use bincode::{Decode, Encode};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{CATALOGUE_BYTES_MAX, RECORD_BYTES_MAX};
 
 type Bounded<const N: usize> = Configuration<LittleEndian, Fixint, Limit<N>>;
@@ -40,8 +40,13 @@ pub fn decode_record<T: Decode<()>>(bytes: &[u8]) -> Result<T> {
 /// # Errors
 /// `Limit` when it is longer than [`CATALOGUE_BYTES_MAX`].
 pub fn encode_catalogue<T: Encode>(value: &T) -> Result<Vec<u8>> {
-    bincode::encode_to_vec(value, CATALOGUE)
-        .map_err(|e| Error::new(crate::error::ErrorKind::Limit, format!("catalogue: {e}")))
+    let bytes = bincode::encode_to_vec(value, CATALOGUE)
+        .map_err(|e| Error::invalid(format!("catalogue cannot be encoded: {e}")))?;
+    if bytes.len() > CATALOGUE_BYTES_MAX {
+        let what = format!("a catalogue of {} bytes is longer than its limit", bytes.len());
+        return Err(Error::new(ErrorKind::Limit, what));
+    }
+    Ok(bytes)
 }
 
 /// Decodes the catalogue; all of `bytes` must be used.
@@ -83,5 +88,40 @@ fn whole<T>(
         Ok((value, used)) if used == len => Ok(value),
         Ok((_, used)) => Err(Error::corrupt(format!("{what}: {} bytes too many", len - used))),
         Err(e) => Err(Error::corrupt(format!("{what} cannot be decoded: {e}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_is_refused() {
+        let fits = vec![0u8; RECORD_BYTES_MAX - 8];
+        encode_record(&fits, &mut Vec::new()).unwrap();
+        let error = encode_record(&vec![0u8; RECORD_BYTES_MAX - 7], &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("longer than its limit"), "{error}");
+        let catalogue = vec![0u8; CATALOGUE_BYTES_MAX - 7];
+        let encoded = encode_catalogue(&catalogue).map(|bytes| bytes.len());
+        let error = encoded.expect_err("no reader takes it");
+        assert_eq!(error.kind(), ErrorKind::Limit);
+    }
+
+    #[test]
+    fn a_length_that_no_memory_holds_is_refused() {
+        let bytes = (1u64 << 60).to_le_bytes();
+        assert!(decode_record::<Vec<u64>>(&bytes).is_err());
+        assert!(decode_catalogue::<Vec<u64>>(&bytes).is_err());
+    }
+
+    #[test]
+    fn all_bytes_must_be_used() {
+        let mut bytes = Vec::new();
+        encode_record(&7u64, &mut bytes).unwrap();
+        assert_eq!(decode_record::<u64>(&bytes).unwrap(), 7);
+        bytes.push(0);
+        let error = decode_record::<u64>(&bytes).unwrap_err();
+        assert!(error.to_string().ends_with("1 bytes too many"), "{error}");
+        assert!(decode_record::<u64>(&bytes[..7]).is_err());
     }
 }

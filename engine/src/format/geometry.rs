@@ -240,6 +240,13 @@ mod tests {
         assert!(Geometry::new(20, 8, 1).is_err());
         assert!(Geometry::new(1 << 40, 8, 1).is_err());
         assert!(Geometry::new(1 << 20, 4, 1).is_err());
+        assert!(Geometry::new(1 << 20, JOURNAL_BLOCKS_MAX + 1, 1).is_err());
+        assert!(Geometry::new(1 << 20, 8, 0).is_err());
+        assert!(Geometry::new(1 << 20, 8, GROUP_PAGES_MAX + 1).is_err());
+        let two = Geometry::new(3000, 8, 1).unwrap();
+        let last = two.block_at(0, 1019);
+        assert!(two.holds_run(last, 1) && !two.holds_run(last, 2), "not over its group's end");
+        assert!(!two.holds_run(last, 0) && !two.holds_run(last, u64::MAX));
         assert_eq!(Geometry::default_group_pages(1 << 28), 64);
         assert_eq!(Geometry::default_group_pages(1 << 34), 256);
         assert_eq!(Geometry::default_group_pages(256), 1);

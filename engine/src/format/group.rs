@@ -274,8 +274,14 @@ mod tests {
         let back = TablePage::decode(&bytes, ID, Generation::new(4)).unwrap();
         assert_eq!((back.get(1019), back.get(0)), (77, 0));
         assert!(TablePage::decode(&bytes, ID, Generation::new(5)).is_err(), "stale");
-        let other = PageId { page: 6, ..ID };
-        assert!(TablePage::decode(&bytes, other, Generation::new(4)).is_err(), "misplaced");
+        for other in [
+            PageId { page: 6, ..ID },
+            PageId { group: 2, ..ID },
+            PageId { table: Table::Refs, ..ID },
+        ] {
+            let error = TablePage::decode(&bytes, other, Generation::new(4)).err().unwrap();
+            assert!(error.to_string().ends_with("another page lies in its place"), "{error}");
+        }
         bytes[100] ^= 1;
         assert!(TablePage::decode(&bytes, ID, Generation::new(4)).is_err(), "damaged");
     }
@@ -306,9 +312,35 @@ mod tests {
         let mut bytes = [0; BLOCK_SIZE];
         header.encode(Generation::new(6), &mut bytes);
         assert!(GroupHeader::decode(&bytes, 3, Generation::new(6), [1; 16]).is_ok());
-        assert!(GroupHeader::decode(&bytes, 3, Generation::new(5), [1; 16]).is_err());
-        assert!(GroupHeader::decode(&bytes, 2, Generation::new(6), [1; 16]).is_err());
-        assert!(GroupHeader::decode(&bytes, 3, Generation::new(6), [2; 16]).is_err());
+    }
+
+    #[test]
+    fn headers_that_are_not_the_one_are_refused() {
+        let mut header = GroupHeader::empty(3, [1; 16]);
+        header.choose_slot(ID, Generation::new(6));
+        let mut bytes = [0; BLOCK_SIZE];
+        header.encode(Generation::new(6), &mut bytes);
+        let refusal = |bytes: &[u8], group, generation, uuid| {
+            let read = GroupHeader::decode(bytes, group, Generation::new(generation), uuid);
+            read.err().expect("it is another one").to_string()
+        };
+        let misplaced = [refusal(&bytes, 2, 6, [1; 16]), refusal(&bytes, 3, 6, [2; 16])];
+        assert_eq!(misplaced[0], "header of group 2: another structure lies in its place");
+        assert_eq!(misplaced[1], "header of group 3: another structure lies in its place");
+        for generation in [5, 7] {
+            let error = refusal(&bytes, 3, generation, [1; 16]);
+            assert!(error.ends_with("an older or newer version lies in its place"), "{error}");
+        }
+        let mut flipped = bytes;
+        flipped[3000] ^= 1;
+        assert!(refusal(&flipped, 3, 6, [1; 16]).ends_with("checksum does not match"));
+        // The checksum is right, and it is not a header, or one that speaks of the future.
+        header.magic = 0.into();
+        header.encode(Generation::new(6), &mut bytes);
+        assert!(refusal(&bytes, 3, 6, [1; 16]).ends_with("another structure lies in its place"));
+        header.magic = HEADER_MAGIC.into();
+        header.encode(Generation::new(5), &mut bytes);
+        assert!(refusal(&bytes, 3, 5, [1; 16]).ends_with("a page is newer than the header"));
     }
 
     #[test]

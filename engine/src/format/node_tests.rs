@@ -119,9 +119,10 @@ fn refuses_damage_that_has_a_right_crc() {
         assert!(error.contains(says), "{error}: not {says}");
     }
     let good = expected(1, 7, 20);
-    let cases: [(&str, Vec<u8>); 4] = [
+    let cases: [(&str, Vec<u8>); 5] = [
         ("not sorted", forged(inner(), |b| b[104] = 7)),
         ("impossible", forged(inner(), |b| b[96] = 11)),
+        ("impossible", forged(inner(), |b| b[88..104].fill(0))),
         (
             "overflow",
             forged(inner(), |b| {
@@ -133,6 +134,42 @@ fn refuses_damage_that_has_a_right_crc() {
     ];
     for (says, bytes) in cases {
         let error = refusal(&bytes, &good);
+        assert!(error.contains(says), "{error}: not {says}");
+    }
+}
+
+#[test]
+fn a_node_above_all_levels_is_refused() {
+    let level = u8::try_from(MAP_LEVELS_MAX).unwrap();
+    let ptr = NodePtr {
+        lba: Lba::new(7),
+        block: BlockNo::new(11),
+        birth: Seqno::new(4),
+        mapped: 10,
+        own: 2,
+    };
+    let fill = |node: &mut Node| node.splice(0..0, &[InnerEntry::new(&ptr)]);
+    assert!(Node::verify(&sealed(level - 1, fill), &expected(level - 1, 7, 10), &POOL).is_ok());
+    let error = refusal(&sealed(level, fill), &expected(level, 7, 10));
+    assert!(error.ends_with("level 10 is too high"), "{error}");
+}
+
+#[test]
+fn a_node_whose_parent_is_gone_is_what_it_must_be() {
+    let verify = |bytes: &[u8], block: u64, birth: u64| {
+        let (block, birth) = (BlockNo::new(block), Seqno::new(birth));
+        let verified = Node::verify_orphan(bytes, block, birth, &POOL).map(Node::count);
+        verified.map_err(|error| error.to_string())
+    };
+    assert_eq!(verify(&leaf(), 77, 5), Ok(3));
+    assert_eq!(verify(&inner(), 77, 5), Ok(2));
+    for (says, refused) in [
+        ("block 77, its pointer says 78", verify(&leaf(), 78, 5)),
+        ("birth 5, its pointer says 6", verify(&leaf(), 77, 6)),
+        ("not sorted", verify(&forged(leaf(), |b| b[82] = 4), 77, 5)),
+        ("not sorted", verify(&forged(inner(), |b| b[104] = 7), 77, 5)),
+    ] {
+        let error = refused.unwrap_err();
         assert!(error.contains(says), "{error}: not {says}");
     }
 }

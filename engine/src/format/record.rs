@@ -309,5 +309,15 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(decode(&bad, Seqno::new(5), 9).is_none(), "bit {bit}");
         }
+        // Whole, but not a record; and a record, but with something behind it.
+        for (at, by) in [(28, 1), (4, 8)] {
+            let mut bad = bytes.clone();
+            bad.extend([0; 8]);
+            bad[at] += by;
+            let length = usize::from(bad[4]).next_multiple_of(ALIGN);
+            let crc = crc32_of_parts(&[&bad[4..HEADER_BYTES + length]]);
+            bad[..4].copy_from_slice(&crc.to_le_bytes());
+            assert!(decode(&bad, Seqno::new(5), 9).is_none(), "byte {at}");
+        }
     }
 }

@@ -221,6 +221,36 @@ mod tests {
     }
 
     #[test]
+    fn fields_that_cannot_be_are_refused() {
+        let geometry = sample().geometry;
+        let journal_bytes = geometry.journal_blocks * BLOCK_BYTES;
+        let cases = [
+            ("pool_blocks", 20, "too small"),
+            ("journal_offset", journal_bytes, "outside the journal"),
+            ("journal_offset", 4104, "outside the journal"),
+            ("seal", SEQNO_MAX + 1, "an impossible sequence number"),
+            ("generation", u64::from(GENERATION_MAX) + 1, "an impossible sequence number"),
+            ("catalogue", geometry.pool_blocks - 1, "catalogue is outside"),
+            ("catalogue", geometry.header_place(0, 0).get(), "catalogue is outside"),
+        ];
+        for (name, value, says) in cases {
+            let field = FIELDS.iter().find(|field| field.name == name).unwrap();
+            let mut block = sample().encode();
+            block[field.offset..field.offset + field.bytes]
+                .copy_from_slice(&value.to_le_bytes()[..field.bytes]);
+            set_crc(&mut block);
+            let error = Superblock::decode(&block, BlockNo::new(1)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            assert!(error.to_string().contains(says), "{name}: {error}");
+        }
+        let mut block = sample().encode();
+        block[0] ^= 1;
+        set_crc(&mut block);
+        let error = Superblock::decode(&block, BlockNo::new(1)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotAPool);
+    }
+
+    #[test]
     fn unknown_version_and_features_are_named() {
         for (offset, expected) in [(12, "version 2"), (16, "features 0x2"), (24, "/0x2")] {
             let mut block = sample().encode();

@@ -215,6 +215,7 @@ mod tests {
     use crate::disk::executor::Executor;
     use crate::disk::mem::MemDisk;
     use crate::disk::park::ThreadDriver;
+    use crate::disk::sim::{CutPlan, SimDisk, SimOptions};
     use crate::disk::{Disk, HeapRing};
     use crate::format::geometry::{Geometry, SUPER_SLOTS};
     use crate::format::superblock::Superblock;
@@ -262,15 +263,17 @@ mod tests {
         let disk = memory.disk();
         for round in 0..rounds {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(round);
-            let record = Record::Delete(VolumeId::new(random));
             while journal.has_room(room) && !(random >> 33).is_multiple_of(fill) {
                 if !journal.has_memory(room) {
                     Executor::new(ThreadDriver::new()).block_on(flush(&mut journal, &disk));
                 }
+                // Of any length up to `room`.
+                let sums = to_usize(random >> 20) % (room / 4 - 5);
+                let record = Record::Map { runs: Vec::new(), sums: vec![7; sums] };
                 journal.append(next, Seqno::new(0), &record).unwrap();
                 next = next.next();
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                if (random >> 40).is_multiple_of(3) {
+                if (random >> 40).is_multiple_of(5) {
                     journal.pad();
                 }
             }
@@ -303,6 +306,8 @@ mod tests {
     #[test]
     fn laps_and_paddings_are_read_back() {
         laps(8, 200, 4000, 13);
+        // Longer than a block: the gap before the end of the ring is of several.
+        laps(40, 200, 24_000, 300);
     }
 
     #[test]
@@ -341,6 +346,111 @@ mod tests {
                 }
             });
         }
+    }
+
+    /// A memory that notes what is done to it.
+    #[derive(Clone, Default)]
+    struct Noted(std::sync::Arc<crate::sync::Mutex<(Vec<&'static str>, RingMark)>>);
+
+    impl RingMemory for Noted {
+        fn len_bytes(&self) -> usize {
+            4 * BLOCK_SIZE
+        }
+        fn store(&mut self, _: usize, bytes: &[u8]) {
+            if !bytes.is_empty() {
+                self.0.lock().0.push("bytes");
+            }
+        }
+        fn load(&self, _: usize, _: &mut [u8]) {}
+        fn mark(&self) -> RingMark {
+            self.0.lock().1
+        }
+        fn set_mark(&mut self, mark: &RingMark) {
+            let (notes, old) = &mut *self.0.lock();
+            notes.push("mark");
+            *old = *mark;
+        }
+    }
+
+    /// A process can be killed between any two stores.
+    #[test]
+    fn the_mark_is_set_behind_the_bytes_and_says_what_they_are() {
+        let noted = Noted::default();
+        let notes = || std::mem::take(&mut noted.0.lock().0);
+        let mut journal = Journal::new(Box::new(noted.clone()), 64 * BLOCK_BYTES, 0);
+        journal.begin([3; 16], Generation::new(5), 9);
+        assert_eq!(notes(), ["mark"]);
+        // Of 56 bytes, so that one lies over the end of the memory.
+        let record = Record::Map { runs: Vec::new(), sums: vec![0] };
+        journal.append(Seqno::new(1), Seqno::new(0), &record).unwrap();
+        assert_eq!(notes(), ["bytes", "mark"]);
+        let (pool, salt, generation) = ([3; 16], 9, 5);
+        let mark = RingMark { pool, salt, generation, synced: 0, head: 56 };
+        assert_eq!(noted.mark(), mark);
+        let end = journal.pad();
+        journal.set_synced(end);
+        assert_eq!(noted.mark(), RingMark { synced: 4096, head: 4096, ..mark });
+        journal.release(end, Generation::new(6));
+        let mark = RingMark { synced: 4096, head: 4096, generation: 6, ..mark };
+        assert_eq!(noted.mark(), mark);
+        assert_eq!(notes(), ["mark", "mark"]);
+        // Over the end of the memory: both parts come first.
+        for seqno in 2.. {
+            let before = journal.mark.head;
+            journal.append(Seqno::new(seqno), Seqno::new(0), &record).unwrap();
+            let pieces = notes();
+            if before / 16384 != (journal.mark.head - 1) / 16384 {
+                assert_eq!(pieces, ["bytes", "bytes", "mark"]);
+                break;
+            }
+            assert_eq!(pieces, ["bytes", "mark"]);
+            if journal.mark.head - journal.mark.synced > 2 * BLOCK_BYTES {
+                let end = journal.mark.head / BLOCK_BYTES * BLOCK_BYTES;
+                journal.set_synced(end);
+                notes();
+            }
+        }
+    }
+
+    /// Up to three paddings come between the question and what it was about: the flush of what is
+    /// before it, that of itself, and a seal.
+    #[test]
+    fn what_has_room_fits_whatever_is_padded_before_it() {
+        let small = Record::Delete(VolumeId::new(1));
+        let mut fits = 0;
+        for before in 0..700 {
+            for sums in [1, 700, 1500] {
+                let record = Record::Map { runs: Vec::new(), sums: vec![0; sums] };
+                let ring = Box::new(HeapRing::new(8 * BLOCK_SIZE));
+                let mut journal = Journal::new(ring, 8 * BLOCK_BYTES, 5 * BLOCK_BYTES);
+                for seqno in 0..before {
+                    if journal.has_room(48) {
+                        journal.append(Seqno::new(seqno), Seqno::new(0), &small).unwrap();
+                    }
+                }
+                if journal.has_room(record.payload_bytes()) {
+                    let end = journal.pad();
+                    journal.set_synced(end);
+                    journal.append(Seqno::new(before), Seqno::new(0), &record).unwrap();
+                    journal.pad();
+                    assert!(journal.used_bytes() <= journal.ring_bytes());
+                    fits += 1;
+                }
+            }
+        }
+        assert!(fits > 500, "{fits} records");
+    }
+
+    #[test]
+    fn what_was_written_back_is_durable() {
+        let superblock = superblock_of(Geometry::new(2000, 8, 1).unwrap());
+        let mut ring = HeapRing::new(4 * BLOCK_SIZE);
+        ring.store(0, &[9; 10]);
+        ring.set_mark(&RingMark { pool: [0; 16], salt: 7, generation: 1, synced: 0, head: 48 });
+        let sim = SimDisk::new(1, 2000, SimOptions::default());
+        sim.run(async { write_back(&sim.disk(), &superblock, &ring).await.unwrap() }).unwrap();
+        let left = sim.image_after_cut(CutPlan::KeepNone);
+        assert_eq!(left.blocks().block(START)[..10], [9; 10]);
     }
 
     #[test]

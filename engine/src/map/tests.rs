@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     EditContext, Extent, Fanout, FreshNodes, Missing, NODES_PER_EDIT_MAX, Node, NodeCache,
-    NodeChild, RefChange, RefDelta, Root, children, edit, lookup, missing_for, prepare_edit,
+    NodeChild, RefChange, RefDelta, Root, children, edit, is_own, lookup, missing_for,
+    prepare_edit,
 };
 use crate::format::node::NodeRef;
 use crate::units::{BLOCK_SIZE, BlockNo, Lba, Seqno, to_u64, to_usize};
@@ -299,6 +300,22 @@ impl World {
             }
         }
         assert_eq!(found, self.volumes[at].model);
+    }
+
+    /// What counts as the volume's own is what the model says.
+    pub(super) fn check_own(&mut self, at: usize, lba: u64, len: u64) {
+        let Volume { root, shared_at, own, .. } = self.volumes[at].clone();
+        let Some(root) = root else { return };
+        loop {
+            let lbas = (lba..lba + len).map(Lba::new);
+            let missing = missing_for(&self.cache, Some(&root), lbas);
+            if missing.is_empty() {
+                break;
+            }
+            missing.iter().for_each(|node| self.load(node));
+        }
+        let is_own = is_own(&self.cache, &root, Seqno::new(shared_at), Lba::new(lba), len);
+        assert_eq!(is_own, (lba..lba + len).all(|lba| own.contains(&lba)), "{len} from {lba} on");
     }
 
     /// Right after a seal: stored counts are the pointers from all live roots, sums are exact.

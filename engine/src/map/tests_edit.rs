@@ -175,6 +175,32 @@ fn a_shared_node_with_one_child_stays_as_the_root() {
     world.read_all(1, 100, 10);
 }
 
+/// What a checkpoint is about to write stays until it is written.
+#[test]
+fn a_sealed_node_with_one_child_stays_as_the_root() {
+    let mut world = small();
+    for lba in 0..64 {
+        world.map(0, lba * 2, 1);
+    }
+    // A leaf at either end, and nothing between them.
+    world.unmap(0, 8, 112);
+    assert_eq!(world.volumes[0].root.unwrap().level, 2);
+    world.seal();
+    world.unmap(0, 120, 100);
+    let root = world.volumes[0].root.unwrap();
+    assert_eq!(root.level, 1);
+    assert!(root.ptr.birth.get() <= world.seal);
+    world.finish();
+    world.checkpoint();
+    world.check();
+    // The next change makes it one that may be changed; then it gives way to its child.
+    world.map(0, 0, 1);
+    assert_eq!(world.volumes[0].root.unwrap().level, 0);
+    world.checkpoint();
+    world.check();
+    world.read_all(0, 200, 10);
+}
+
 #[test]
 fn what_is_shared_does_not_coalesce_with_what_is_own() {
     let mut world = small();
@@ -209,4 +235,31 @@ fn loading_refuses_what_the_pointer_does_not_say() {
     world.cache.insert_loaded(&root, &bytes).unwrap();
     world.cache.insert_loaded(&root, &bytes).unwrap();
     assert_eq!(world.cache.get_bytes(root.block).unwrap()[4..], bytes[4..]);
+}
+
+#[test]
+fn a_node_of_another_birth_is_not_the_one() {
+    let mut world = small();
+    world.map(0, 5, 1);
+    world.checkpoint();
+    let root = world.volumes[0].root.unwrap().node_ref();
+    assert!(world.cache.resident(&root).is_ok());
+    let younger = Missing { birth: Seqno::new(root.birth.get() + 1), ..root };
+    assert_eq!(world.cache.resident(&younger), Err(younger));
+    let higher = Missing { level: 1, ..root };
+    assert_eq!(world.cache.resident(&higher), Err(higher));
+}
+
+#[test]
+fn the_cache_is_bounded() {
+    let mut world = World::new(Fanout { leaf_max: 4, inner_max: 4 }, 60);
+    for lba in 0..400 {
+        world.map(0, lba * 2, 1);
+        if lba % 20 == 0 {
+            world.checkpoint();
+        }
+    }
+    world.checkpoint();
+    world.read_all(0, 1000, 100);
+    assert!(world.cache.len() <= world.cache.capacity(), "{} nodes", world.cache.len());
 }

@@ -44,6 +44,11 @@ fn step(world: &mut World, rng: &mut Rng) {
             let old = (old < world.volumes.len()).then_some(old);
             world.check_diff(old, at, LBAS, to_usize(1 + rng.below(20)));
         }
+        94 => {
+            let lba = rng.below(LBAS);
+            let len = 1 + rng.below(6).min(LBAS - lba - 1);
+            world.check_own(at, lba, len);
+        }
         _ => world.read_all(at, LBAS, to_usize(1 + rng.below(20))),
     }
 }

@@ -22,6 +22,8 @@ mod kind_tests;
 mod live;
 mod records;
 mod roots;
+#[cfg(test)]
+mod stop_tests;
 mod tables;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use super::types::{
 use crate::checkpoint::Kind;
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalogue::entry_bytes;
 use crate::format::geometry::Geometry;
 use crate::format::record::{NewProperties, NewVolume, Record};
 use crate::limits::LIST_PAGE_MAX;
@@ -42,6 +43,11 @@ pub(super) fn no_volume(what: impl std::fmt::Display) -> Error {
         ErrorKind::NotFound,
         format!("no volume or snapshot {what}; `pando volume list` shows all"),
     )
+}
+
+fn full() -> Error {
+    let what = "the pool is full; delete volumes or snapshots, or grow it";
+    Error::new(ErrorKind::NoSpace, what)
 }
 
 impl Inner {
@@ -145,16 +151,14 @@ impl Pool {
                         format!("volume {} exists, others of the group do not", old.name),
                     ));
                 }
-                if inner.state.space.free() < inner.hard_reserve() {
-                    return Err(Error::new(
-                        ErrorKind::NoSpace,
-                        "the pool is full; delete volumes or snapshots, or grow it",
-                    ));
-                }
                 let next = inner.state.next_id;
                 let new = requests.iter().zip(next..).map(|(r, id)| inner.new_volume(r, id));
-                let record = Record::Create(new.collect::<Result<_>>()?);
-                Ok((Some(record), ()))
+                let new: Vec<NewVolume> = new.collect::<Result<_>>()?;
+                let entries = new.iter().map(|new| entry_bytes(&new.name, &new.labels)).sum();
+                if inner.state.space.free() < inner.hard_reserve_with(entries) {
+                    return Err(full());
+                }
+                Ok((Some(Record::Create(new)), ()))
             })
             .await?;
         self.commit(seqno).await?;
@@ -219,6 +223,13 @@ impl Pool {
                     entry.labels.iter().cloned().collect();
                 labels.extend(change.labels.clone());
                 labels.retain(|_, value| !value.is_empty());
+                let labels: Vec<_> = labels.into_iter().collect();
+                let before = entry_bytes(&entry.name, &entry.labels);
+                let longer = entry_bytes(&entry.name, &labels).saturating_sub(before);
+                let kept = inner.kept_for_catalogues_with(longer);
+                if longer > 0 && inner.state.space.free() < kept {
+                    return Err(full());
+                }
                 let new = NewProperties {
                     id,
                     size_bytes: change.size_bytes.unwrap_or(entry.size_bytes),
@@ -233,7 +244,7 @@ impl Pool {
                             .bandwidth_limit_bytes
                             .unwrap_or(entry.io_limits.bandwidth_bytes),
                     },
-                    labels: labels.into_iter().collect(),
+                    labels,
                 };
                 let record = Record::Modify(Box::new(new));
                 Ok((Some(record), ()))

@@ -79,9 +79,9 @@ impl Pool {
             write_zeros(disk, end, SUPER_SLOTS).await?;
         }
         disk.sync().await?;
-        // Written, not only allocated: the journal can meet neither a hole nor a full host.
+        // Written, not only allocated: the journal can meet neither a hole nor a full host. Durable
+        // with the first checkpoint's barrier, before its superblock.
         write_zeros(disk, geometry.journal_start().get(), journal_blocks).await?;
-        disk.sync().await?;
         first_checkpoint(disk, geometry, options.uuid).await
     }
 }

@@ -16,6 +16,16 @@ const READ_ATTEMPTS: usize = 3;
 /// Attempts at reading something that a checkpoint replaces under the reader's hands.
 const RETRIES: usize = 8;
 
+/// From what on it is worth waiting for free blocks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hope {
+    /// Changes that a checkpoint has to settle.
+    Changes,
+    /// Writes of others, too, that will make such changes. Only for whoever has no blocks himself,
+    /// or he would wait for himself.
+    Writes,
+}
+
 /// Keeps blocks that were looked up from being allocated again while they are read.
 pub(crate) struct Pin {
     pool: Pool,
@@ -48,6 +58,11 @@ impl Inner {
             self.state.space.release(run)?;
         }
         Ok(())
+    }
+
+    /// Whether blocks are taken that are in no record yet, other than those set aside for nodes.
+    fn writes_under_way(&self) -> bool {
+        self.state.space.outstanding() > to_u64(self.state.node_blocks.len())
     }
 
     /// Free blocks that are not the next catalogues'.
@@ -187,17 +202,18 @@ impl Pool {
             match result {
                 Ok(()) => return Ok(()),
                 Err(TakeError::Load(group)) => self.load_group(group).await?,
-                Err(TakeError::Full) => self.await_space(published).await?,
+                Err(TakeError::Full) => self.await_space(published, Hope::Changes).await?,
             }
         }
     }
 
     /// Waits for a checkpoint in the hope of free blocks; fails when there is nothing to gain.
-    pub(crate) async fn await_space(&self, published: u64) -> Result<()> {
+    pub(crate) async fn await_space(&self, published: u64, least: Hope) -> Result<()> {
         let hope = {
             let inner = self.core.lock();
             // Of a checkpoint that is under way nothing is known yet but that it frees something.
             inner.published != published
+                || (least == Hope::Writes && inner.writes_under_way())
                 || inner.state.sealed_sums.is_some()
                 || !inner.state.log.is_empty()
                 || inner.drops_pending > 0
@@ -212,11 +228,13 @@ impl Pool {
         self.await_published(published).await
     }
 
-    /// Waits until a checkpoint after number `published` is durable.
+    /// Waits until a checkpoint after number `published` is durable. Asks for one if none is under
+    /// way: with another one behind it nobody would ever see the pool at rest, and with that, that
+    /// there is nothing more to gain.
     pub(crate) async fn await_published(&self, published: u64) -> Result<()> {
         loop {
             let event = self.core.published_event.notified();
-            {
+            let under_way = {
                 let inner = self.core.lock();
                 if let Some(reason) = &inner.poisoned {
                     return Err(Error::new(ErrorKind::Poisoned, reason.clone()));
@@ -225,8 +243,11 @@ impl Pool {
                     return Ok(());
                 }
                 inner.check_alive()?;
+                inner.state.sealed_sums.is_some()
+            };
+            if !under_way {
+                self.core.want_checkpoint();
             }
-            self.core.want_checkpoint();
             event.await;
         }
     }

@@ -10,11 +10,15 @@ mod dump;
 mod durable;
 mod fetch;
 mod flush;
+#[cfg(test)]
+mod gate_tests;
 mod open;
 mod place;
 mod read;
 mod record;
 mod recover;
+#[cfg(test)]
+mod recover_tests;
 mod scrub;
 #[cfg(test)]
 mod scrub_tests;

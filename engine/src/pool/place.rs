@@ -8,18 +8,24 @@
 //! ```
 
 use super::core::{Inner, Pool, count};
+use super::fetch::Hope;
 use super::write::Pending;
 use crate::disk::Buf;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalogue::{catalogue_bytes, chain_blocks};
 use crate::format::record::MapRun;
 use crate::map;
 use crate::space::{Run, TakeError};
 use crate::units::{BLOCK_SIZE, VolumeId, to_u32, to_u64, to_usize};
 
-/// Blocks by which the catalogue may grow before its own place is reckoned with.
-const CATALOGUE_SLACK: u64 = 4;
+/// Blocks by which deletions may let the catalogue grow in one checkpoint: what has made no
+/// deletion yet can be many of them when it is settled. A 512th of the pool, within these bounds.
+const CATALOGUE_SLACK: (u64, u64) = (4, 256);
 /// Checkpoints that a write waits for before it is told that the pool is full.
 const PATIENCE: usize = 4;
+/// The same for a write that pays its blocks back. Of many at once that do not find room together,
+/// each checkpoint lets some go on.
+const PATIENCE_PAYING_BACK: usize = 64;
 
 /// A write that has its blocks.
 pub(crate) struct Placed {
@@ -47,8 +53,13 @@ pub(crate) enum Admission {
 pub(crate) enum Wait {
     /// A group must be loaded.
     Group(u32),
-    /// Blocks must be freed by a checkpoint; this many were published.
-    Space(u64),
+    /// Blocks must be freed by a checkpoint.
+    Space {
+        /// This many were published.
+        published: u64,
+        /// The next checkpoint gives as many blocks back as the write takes.
+        pays_back: bool,
+    },
 }
 
 /// The answer to a write whose volume is gone.
@@ -105,8 +116,14 @@ impl Inner {
     /// Blocks that only checkpoints may use: catalogues, and nodes for a while. What is set aside
     /// for nodes already is a part of them.
     pub(crate) fn hard_reserve(&self) -> u64 {
+        self.hard_reserve_with(0)
+    }
+
+    /// As [`Self::hard_reserve`], with so many bytes more in the entries of the catalogue.
+    pub(crate) fn hard_reserve_with(&self, entries_bytes: u64) -> u64 {
         let aside = to_u64(self.state.node_blocks.len());
-        self.kept_for_nodes().saturating_sub(aside) + self.kept_for_catalogues()
+        let catalogues = self.kept_for_catalogues_with(entries_bytes);
+        self.kept_for_nodes().saturating_sub(aside) + catalogues
     }
 
     /// Blocks that growth leaves alone: the hard reserve and as much again for overwrites.
@@ -119,9 +136,19 @@ impl Inner {
         (self.state.geometry.usable_blocks() / 64).clamp(20, 8192)
     }
 
-    /// Two catalogues, which may grow a little.
-    pub(crate) const fn kept_for_catalogues(&self) -> u64 {
-        2 * self.catalogue_blocks + CATALOGUE_SLACK
+    /// Two catalogues, of which the next may be longer than the last.
+    pub(crate) fn kept_for_catalogues(&self) -> u64 {
+        self.kept_for_catalogues_with(0)
+    }
+
+    /// As [`Self::kept_for_catalogues`], with so many bytes more in the entries.
+    pub(crate) fn kept_for_catalogues_with(&self, entries_bytes: u64) -> u64 {
+        let geometry = &self.state.geometry;
+        let entries = self.state.entries_bytes + entries_bytes;
+        let bytes = catalogue_bytes(entries, self.drops_pending, geometry.groups());
+        let next = to_u64(chain_blocks(to_usize(bytes))).max(self.catalogue_blocks);
+        let (least, most) = CATALOGUE_SLACK;
+        2 * next + (geometry.usable_blocks() / 512).clamp(least, most)
     }
 
     /// Checks a write and takes blocks for it.
@@ -155,7 +182,7 @@ impl Inner {
             return self.place(write, blocks);
         }
         let published = self.published;
-        Admission::Wait(write, Wait::Space(published))
+        Admission::Wait(write, Wait::Space { published, pays_back: overwrites })
     }
 
     fn place(&mut self, write: Pending, blocks: u64) -> Admission {
@@ -173,7 +200,9 @@ impl Inner {
                     }
                     let wait = match error {
                         TakeError::Load(group) => Wait::Group(group),
-                        TakeError::Full => Wait::Space(self.published),
+                        TakeError::Full => {
+                            Wait::Space { published: self.published, pays_back: false }
+                        }
                     };
                     return Admission::Wait(write, wait);
                 }
@@ -223,23 +252,24 @@ impl Pool {
 
     /// Writes what could not be placed at once: fetches what was missing and tries again.
     pub(crate) async fn write_waiting(&self, mut write: Pending, mut wait: Wait) {
-        let mut patience = PATIENCE;
+        let mut waited = 0;
         let mut looked_up = false;
         loop {
             let fetched = match wait {
                 Wait::Group(group) => self.load_group(group).await,
                 // Whether it overwrites blocks of its own is told by nodes, which must be here.
-                Wait::Space(_) if !looked_up => {
+                Wait::Space { .. } if !looked_up => {
                     looked_up = true;
                     self.load_map_of(&write).await
                 }
-                Wait::Space(_) if patience == 0 => Err(Error::new(
-                    ErrorKind::NoSpace,
-                    "the pool is full; delete volumes or grow it",
-                )),
-                Wait::Space(published) => {
-                    patience -= 1;
-                    self.await_space(published).await
+                Wait::Space { published, pays_back } => {
+                    waited += 1;
+                    if waited > if pays_back { PATIENCE_PAYING_BACK } else { PATIENCE } {
+                        let what = "the pool is full; delete volumes or grow it";
+                        Err(Error::new(ErrorKind::NoSpace, what))
+                    } else {
+                        self.await_space(published, Hope::Writes).await
+                    }
                 }
             };
             if let Err(error) = fetched {

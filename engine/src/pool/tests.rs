@@ -224,6 +224,70 @@ fn a_writer_who_never_flushes_is_synced_now_and_then() {
 }
 
 #[test]
+fn nodes_that_are_not_written_do_not_fill_the_cache() {
+    let sim = SimDisk::new(5, 8192, SimOptions::default());
+    sim.run(async {
+        let disk = sim.disk();
+        let options = FormatOptions { journal_bytes: None, ..format_options(&disk) };
+        Pool::format(&disk, &options).await.unwrap();
+        let fanout = crate::map::Fanout { leaf_max: 4, inner_max: 4 };
+        let options = OpenOptions { cache_bytes: 0, fanout, ..OpenOptions::default() };
+        let pool = Pool::open(disk, |len| sim.map_ring(len), options).await.unwrap();
+        let background = pool.clone();
+        spawn_local(async move { background.run_background().await });
+        let a = CreateVolume { size_bytes: Some(64 << 20), ..volume("a", Source::Empty) };
+        let a = pool.create(a).await.unwrap().id;
+        let capacity = pool.core.lock().state.cache.capacity();
+        let writer = |number: u64| {
+            let pool = &pool;
+            async move {
+                write(pool, a, number * 8 * BLOCK, 4096, 1).await.unwrap();
+                pool.core.lock().state.cache.dirty_len()
+            }
+        };
+        let most = futures_util::future::join_all((0..1600).map(writer)).await.into_iter().max();
+        // What one record may add, its 32 runs with a leaf each and some nodes above them.
+        assert!(most <= Some(capacity + 100), "{most:?} of {capacity}");
+    })
+    .unwrap();
+}
+
+#[test]
+fn deletions_that_wait_have_a_bound() {
+    let sim = SimDisk::new(6, 16_000, SimOptions::default());
+    sim.run(async {
+        let disk = sim.disk();
+        let options = FormatOptions { journal_bytes: None, ..format_options(&disk) };
+        Pool::format(&disk, &options).await.unwrap();
+        let options = OpenOptions { cache_bytes: 64 << 20, ..OpenOptions::default() };
+        let pool = Pool::open(disk, |len| sim.map_ring(len), options).await.unwrap();
+        // The test makes the checkpoints.
+        let mut ids = Vec::new();
+        for group in 0..32 {
+            let of = (0..64).map(|n| volume(&format!("v{group}-{n}"), Source::Empty)).collect();
+            ids.extend(pool.create_group(of).await.unwrap().into_iter().map(|made| made.id));
+            pool.checkpoint().await.unwrap();
+        }
+        let pool = &pool;
+        for some in ids.chunks(200) {
+            let writes = some.iter().map(|id| async move { write(pool, *id, 0, 4096, 1).await });
+            for written in futures_util::future::join_all(writes).await {
+                written.unwrap();
+            }
+            pool.checkpoint().await.unwrap();
+        }
+        let deletions = ids.iter().map(|id| async move { pool.delete(*id).await });
+        for deleted in futures_util::future::join_all(deletions).await {
+            deleted.unwrap();
+        }
+        pool.checkpoint().await.unwrap();
+        let waiting = usize::try_from(pool.status().deletions_pending).unwrap();
+        assert!(waiting > 0 && waiting <= crate::limits::DROPS_WAITING_MAX, "{waiting}");
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_pool_that_has_just_grown_is_sound() {
     let sim = SimDisk::new(3, 600, SimOptions::default());
     sim.run(async {

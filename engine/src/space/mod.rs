@@ -60,6 +60,7 @@ pub struct Space {
     geometry: Geometry,
     groups: Vec<Group>,
     free: u64,
+    outstanding: u64,
     current: usize,
     cursor: u64,
     loaded: usize,
@@ -73,13 +74,19 @@ impl Space {
         let groups: Vec<Group> =
             free.map(|free| Group { free, bitmap: None, outstanding: 0, touched: 0 }).collect();
         let free = groups.iter().map(|g| g.free).sum();
-        Self { geometry, groups, free, current: 0, cursor: 0, loaded: 0, seals: 0 }
+        Self { geometry, groups, free, outstanding: 0, current: 0, cursor: 0, loaded: 0, seals: 0 }
     }
 
     /// Blocks that may be allocated.
     #[must_use]
     pub const fn free(&self) -> u64 {
         self.free
+    }
+
+    /// Blocks taken that are neither in a record nor given back.
+    #[must_use]
+    pub const fn outstanding(&self) -> u64 {
+        self.outstanding
     }
 
     /// Whether the group's bitmap is present.
@@ -135,6 +142,7 @@ impl Space {
         bitmap.set(index, len, false);
         group.free -= len;
         group.outstanding += len;
+        self.outstanding += len;
         self.free -= len;
         self.cursor = index + len;
         Ok(Run { block: self.geometry.block_at(to_u64(self.current), index), len })
@@ -157,6 +165,7 @@ impl Space {
         bitmap.set(index, run.len, false);
         entry.free -= run.len;
         entry.outstanding += run.len;
+        self.outstanding += run.len;
         self.free -= run.len;
         Ok(())
     }
@@ -167,12 +176,14 @@ impl Space {
         let entry = &mut self.groups[to_usize(group)];
         entry.outstanding -= run.len;
         entry.touched = self.seals + 1;
+        self.outstanding -= run.len;
     }
 
     /// Gives back taken blocks that no record names.
     pub fn untake(&mut self, run: Run) {
         let (group, _) = self.geometry.locate(run.block).expect("only taken blocks come back");
         self.groups[to_usize(group)].outstanding -= run.len;
+        self.outstanding -= run.len;
         if let Err(error) = self.release(run) {
             tracing::error!(%error, "a block that was taken is free");
         }
@@ -254,6 +265,10 @@ impl Space {
         if is != self.free {
             wrong.push(format!("{is} blocks may be allocated, not {}", self.free));
         }
+        let is: u64 = self.groups.iter().map(|group| group.outstanding).sum();
+        if is != self.outstanding {
+            wrong.push(format!("{is} blocks are taken, not {}", self.outstanding));
+        }
         wrong
     }
 
@@ -287,5 +302,60 @@ impl Space {
             group.bitmap = None;
             self.loaded -= 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::geometry::PAGE_ENTRIES;
+
+    fn free(len: u64) -> Bitmap {
+        let mut bitmap = Bitmap::full(len);
+        bitmap.set(0, len, true);
+        bitmap
+    }
+
+    /// Which groups of blocks stay loaded: those whose takes the tables on the disk do not have yet.
+    #[test]
+    fn a_group_stays_loaded_until_the_tables_have_its_takes() {
+        let geometry = Geometry::new(12 + 300 * 1026, 8, 1).expect("a pool of 300 groups");
+        let mut space = Space::new(geometry, (0..geometry.groups()).map(|g| geometry.group_len(g)));
+        let load = |space: &mut Space, group| space.install(group, free(PAGE_ENTRIES));
+        let most = to_u32(to_u64(LOADED_MAX));
+        (0..most).for_each(|group| load(&mut space, group));
+        space.sealed();
+        let run = Run { block: geometry.block_at(1, 7), len: 2 };
+        space.take_exactly(run).expect("it is free");
+        load(&mut space, most);
+        assert!(space.is_loaded(1) && !space.is_loaded(2), "the bitmap alone knows what is taken");
+        space.recorded(run);
+        load(&mut space, most + 1);
+        assert!(space.is_loaded(1) && !space.is_loaded(3), "no checkpoint has the record");
+        space.sealed();
+        load(&mut space, most + 2);
+        assert!(space.is_loaded(1) && !space.is_loaded(4), "the checkpoint is under way");
+        space.sealed();
+        load(&mut space, most + 3);
+        assert!(!space.is_loaded(1), "the tables have it");
+        assert_eq!(space.wrong_sums(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn only_free_blocks_are_taken_and_only_taken_ones_come_back() {
+        let geometry = Geometry::new(2100, 8, 1).expect("a pool");
+        let mut space = Space::new(geometry, (0..geometry.groups()).map(|g| geometry.group_len(g)));
+        let run = |index, len| Run { block: geometry.block_at(0, index), len };
+        assert_eq!(space.take_exactly(run(3, 1)), Err(TakeError::Load(0)));
+        space.install(0, free(PAGE_ENTRIES));
+        space.take_exactly(run(3, 2)).expect("free");
+        assert_eq!(space.take_exactly(run(4, 1)), Err(TakeError::Full), "taken already");
+        assert_eq!(space.take(PAGE_ENTRIES).map(|run| run.len), Ok(PAGE_ENTRIES - 5));
+        assert_eq!(space.take(3), Ok(run(0, 3)));
+        assert_eq!(space.take(1), Err(TakeError::Load(1)), "the group is full");
+        space.untake(run(0, 3));
+        space.release(run(3, 2)).expect("taken");
+        assert!(space.release(run(4, 1)).is_err(), "given up twice");
+        assert_eq!(space.wrong_sums(), Vec::<String>::new());
     }
 }

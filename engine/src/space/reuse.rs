@@ -91,22 +91,59 @@ mod tests {
     use super::*;
     use crate::units::BlockNo;
 
+    fn run(n: u64) -> Run {
+        Run { block: BlockNo::new(n), len: 1 }
+    }
+
     #[test]
-    fn readers_and_discards_hold_blocks_back() {
-        let run = |n| Run { block: BlockNo::new(n), len: 1 };
+    fn readers_hold_blocks_back_that_were_freed_under_them() {
         let mut reuse = Reuse::default();
         let old = reuse.pin();
+        let too = reuse.pin();
         reuse.freed(vec![run(1)], false);
         let young = reuse.pin();
-        assert!(reuse.reusable().is_empty(), "a reader may still look at block 1");
+        reuse.freed(vec![run(2)], false);
+        assert!(reuse.reusable().is_empty(), "readers may still look at block 1");
         reuse.unpin(old);
+        assert!(reuse.reusable().is_empty(), "one of them may");
+        assert_eq!(reuse.waiting().count(), 2);
+        reuse.unpin(too);
         assert_eq!(reuse.reusable(), vec![run(1)]);
-        reuse.freed(vec![run(2)], true);
-        assert!(reuse.to_discard().is_none(), "not while it may be read");
         reuse.unpin(young);
-        let epoch = reuse.to_discard().unwrap().0;
+        assert_eq!(reuse.reusable(), vec![run(2)]);
+        let later = reuse.pin();
+        reuse.unpin(later);
+        reuse.freed(vec![run(3)], false);
+        assert_eq!(reuse.reusable(), vec![run(3)], "nobody is left");
+        assert_eq!(reuse.waiting().count(), 0);
+    }
+
+    #[test]
+    fn a_reader_that_comes_later_holds_nothing_back() {
+        let mut reuse = Reuse::default();
+        reuse.freed(vec![run(1)], true);
+        let _later = reuse.pin();
+        let epoch = reuse.to_discard().expect("nobody has looked block 1 up").0;
+        reuse.discarded(epoch);
+        assert_eq!(reuse.reusable(), vec![run(1)]);
+    }
+
+    #[test]
+    fn discards_hold_blocks_back() {
+        let mut reuse = Reuse::default();
+        let reader = reuse.pin();
+        reuse.freed(vec![run(1)], true);
+        assert!(reuse.to_discard().is_none(), "not while it may be read");
+        reuse.unpin(reader);
+        reuse.freed(vec![run(2)], true);
+        let (epoch, runs) = reuse.to_discard().expect("nobody reads it any more");
+        assert_eq!(runs, [run(1)]);
         assert!(reuse.reusable().is_empty(), "not before its discard");
         reuse.discarded(epoch);
+        assert_eq!(reuse.reusable(), vec![run(1)], "the discard of 2 is not done");
+        let epoch = reuse.to_discard().expect("2 is left").0;
+        reuse.discarded(epoch);
         assert_eq!(reuse.reusable(), vec![run(2)]);
+        assert!(reuse.to_discard().is_none());
     }
 }

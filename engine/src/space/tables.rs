@@ -160,3 +160,50 @@ impl Tables {
         self.entries = entries;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::geometry::Table;
+    use crate::units::BLOCK_SIZE;
+
+    const UUID: [u8; 16] = [1; 16];
+    const ID: PageId = PageId { group: 0, table: Table::Refs, page: 0 };
+
+    /// A checkpoint that has written the page: its group, and the blocks of the header and page.
+    fn checkpoint(generation: u32) -> (GroupEntry, Box<GroupHeader>, [[u8; BLOCK_SIZE]; 2]) {
+        let generation = Generation::new(generation);
+        let (mut header, mut page) = (GroupHeader::empty(0, UUID), TablePage::empty(ID));
+        header.choose_slot(ID, generation);
+        let mut bytes = [[0; BLOCK_SIZE]; 2];
+        header.encode(generation, &mut bytes[0]);
+        page.encode(generation, &mut bytes[1]);
+        (GroupEntry { generation, slot: 0, free: 0 }, header, bytes)
+    }
+
+    /// Between the question and the answer a checkpoint can replace what was asked for.
+    #[test]
+    fn what_a_checkpoint_has_replaced_is_not_taken_in() {
+        let (old, _, [old_header, old_page]) = checkpoint(2);
+        let (new, header, [new_header, _]) = checkpoint(3);
+        let geometry = Geometry::new(1036, 8, 1).expect("a pool of one group");
+        let mut tables = Tables::new(geometry, UUID, vec![old], 64);
+        let asked = tables.page(ID).err().expect("nothing is here");
+        assert!(matches!(asked, MissingTable::Header { .. }));
+        tables.install(asked, &old_header).expect("it is the one");
+        let page = tables.page(ID).err().expect("the header is here");
+        assert!(matches!(page, MissingTable::Page { .. }));
+        tables.publish(vec![(0, new, header.into())], Vec::new());
+        tables.install(page, &old_page).expect("it was the one");
+        let wanted = tables.page(ID).err().expect("the page of the last checkpoint is not here");
+        let generation = Generation::new(3);
+        assert_eq!(wanted, MissingTable::Page { id: ID, place: wanted.place(), generation });
+        // The same for a header that is not in the cache any more.
+        let mut tables = Tables::new(geometry, UUID, vec![old], 64);
+        let asked = tables.header(0).err().expect("nothing is here");
+        tables.entries[0] = new;
+        tables.install(asked, &old_header).expect("it was the one");
+        let wanted = tables.header(0).err().expect("the header of the last checkpoint is not here");
+        tables.install(wanted, &new_header).expect("it is the one");
+    }
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::volumes::{HELD_BLOCKS_MAX, check_labels, check_name, check_reservation, check_size};
 use super::{State, Volume};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::catalogue::VolumeEntry;
+use crate::format::catalogue::{VolumeEntry, entry_bytes};
 use crate::format::geometry::Table;
 use crate::format::record::{MapRun, NewProperties, NewVolume, Record};
 use crate::limits;
@@ -126,6 +126,8 @@ impl State {
                 format!("the pool holds at most {} volumes and snapshots", limits::VOLUMES_MAX),
             ));
         }
+        let entries = volumes.iter().map(|new| entry_bytes(&new.name, &new.labels));
+        self.check_entries_bytes(entries.sum())?;
         for (index, new) in volumes.iter().enumerate() {
             check_name(&new.name)?;
             check_size(&new.name, new.size_bytes)?;
@@ -154,12 +156,32 @@ impl State {
         Ok(())
     }
 
+    /// A catalogue that no reader takes must never be written.
+    fn check_entries_bytes(&self, more: u64) -> Result<()> {
+        if self.entries_bytes + more > limits::VOLUME_ENTRIES_BYTES_MAX {
+            return Err(Error::new(
+                ErrorKind::Limit,
+                format!(
+                    "the names and labels of all volumes take {} bytes, there is no room for {more} \
+                     more; delete volumes or labels",
+                    self.entries_bytes
+                ),
+            ));
+        }
+        Ok(())
+    }
+
     fn check_modify(&self, new: &NewProperties) -> Result<()> {
         let volume = self.known(new.id)?;
         let name = &volume.entry.name;
         check_size(name, new.size_bytes)?;
         check_labels(name, &new.labels)?;
         check_reservation(name, new.reservation_blocks)?;
+        let before = entry_bytes(name, &volume.entry.labels);
+        let more = entry_bytes(name, &new.labels).saturating_sub(before);
+        if more > 0 {
+            self.check_entries_bytes(more)?;
+        }
         if new.size_bytes < volume.entry.size_bytes {
             return Err(Error::invalid(format!("volume {name}: a volume cannot shrink")));
         }
@@ -250,13 +272,17 @@ impl State {
         };
         self.next_id = self.next_id.max(new.id.get() + 1);
         self.reservations += new.reservation_blocks;
+        self.entries_bytes += entry_bytes(&entry.name, &entry.labels);
         self.names.insert(new.name, new.id);
         self.volumes.insert(new.id, Arc::new(Volume::new(entry)));
     }
 
     fn apply_modify(&mut self, new: NewProperties) {
-        let before = self.volume(new.id).map_or(0, |v| v.entry.reservation_blocks);
-        self.reservations = self.reservations - before + new.reservation_blocks;
+        let entry = &self.volume(new.id).expect("prepared").entry;
+        let before = (entry.reservation_blocks, entry_bytes(&entry.name, &entry.labels));
+        let now = (new.reservation_blocks, entry_bytes(&entry.name, &new.labels));
+        self.reservations = self.reservations - before.0 + now.0;
+        self.entries_bytes = self.entries_bytes - before.1 + now.1;
         let volume = self.volume_mut(new.id).expect("prepared");
         volume.entry.size_bytes = new.size_bytes;
         volume.entry.read_only = new.read_only;
@@ -270,6 +296,7 @@ impl State {
         let volume = self.volumes.remove(&id).expect("prepared");
         self.names.remove(&volume.entry.name);
         self.reservations -= volume.entry.reservation_blocks;
+        self.entries_bytes -= entry_bytes(&volume.entry.name, &volume.entry.labels);
         self.pass_on_frozen(&volume.entry);
         if let Some(root) = &volume.entry.root {
             self.log.push(RefDelta::node(root.ptr.block, root.ptr.birth, RefChange::NodeDown));
@@ -300,3 +327,7 @@ impl State {
         self.volume_mut(source).expect("looked up above").frozen_blocks -= given_back;
     }
 }
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub use apply::{NODE_RESERVE, Need};
 pub use volumes::{Volume, check_entry, check_name};
 
-use crate::format::catalogue::{Catalogue, GroupEntry, VolumeEntry};
+use crate::format::catalogue::{Catalogue, GroupEntry, VolumeEntry, entry_bytes};
 use crate::format::geometry::{Geometry, Table};
 use crate::map::{NodeCache, RefDelta};
 use crate::space::{FreshSums, MissingTable, Reuse, Space, Tables};
@@ -33,6 +33,8 @@ pub struct State {
     pub next_id: u64,
     /// Sum of all reservations, met or not, in blocks.
     pub reservations: u64,
+    /// Bytes of the entries of all volumes in a catalogue, at most.
+    pub entries_bytes: u64,
     /// Nodes of the maps.
     pub cache: NodeCache,
     /// Changes of reference counts since the seal.
@@ -70,6 +72,10 @@ fn with_frozen(mut volumes: BTreeMap<VolumeId, Volume>) -> BTreeMap<VolumeId, Ar
     volumes.into_iter().map(|(id, volume)| (id, Arc::new(volume))).collect()
 }
 
+fn entries_bytes(volumes: &BTreeMap<VolumeId, Arc<Volume>>) -> u64 {
+    volumes.values().map(|v| entry_bytes(&v.entry.name, &v.entry.labels)).sum()
+}
+
 impl State {
     /// The state that a checkpoint describes.
     #[must_use]
@@ -90,6 +96,7 @@ impl State {
             geometry,
             uuid,
             reservations: volumes.values().map(|v| v.entry.reservation_blocks).sum(),
+            entries_bytes: entries_bytes(&volumes),
             names,
             volumes,
             next_id: catalogue.next_id,
@@ -161,6 +168,7 @@ impl State {
         };
         let reservations = self.volumes.values().map(|v| v.entry.reservation_blocks).sum();
         compare("blocks reserved", self.reservations, reservations);
+        compare("bytes of entries", self.entries_bytes, entries_bytes(&self.volumes));
         let named =
             self.volumes.values().filter(|v| self.names.get(&v.entry.name) == Some(&v.entry.id));
         compare("volumes by name", to_u64(self.names.len()), to_u64(named.count()));

@@ -14,6 +14,7 @@ pub mod crash;
 pub mod damage;
 pub mod distinct;
 pub mod fuzz;
+pub mod gate;
 pub mod gen_ops;
 pub mod model;
 pub mod rare;
@@ -23,6 +24,7 @@ pub mod trouble;
 
 pub use case::{Case, CaseLife, End};
 pub use crash::{CrashCounts, Explorer, Reach};
+pub use gate::Gate;
 pub use gen_ops::{Generator, Op};
 pub use model::{Model, ModelVolume, Step};
 pub use rare::{Rare, Rares};

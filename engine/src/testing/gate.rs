@@ -1,0 +1,153 @@
+//! A gate before a disk: what is asked for waits there until it is let through, so that a test
+//! chooses what comes before what.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::disk::sim::FaultOp;
+use crate::disk::{Buf, Clock, Disk, LocalFuture};
+use crate::error::Result;
+use crate::units::BlockNo;
+
+/// Looks at the gate before something is said never to come there.
+const PATIENCE: usize = 1000;
+
+/// The gate. Cheap to clone; all clones are the same gate.
+#[derive(Clone, Default)]
+pub struct Gate(Rc<State>);
+
+#[derive(Default)]
+struct State {
+    holds: RefCell<Vec<Hold>>,
+    waiting: Cell<usize>,
+    /// Counts how often the gate was opened.
+    opened: Cell<u64>,
+    event: Notify,
+}
+
+/// What is still to be held.
+struct Hold {
+    op: FaultOp,
+    at: Option<BlockNo>,
+    left: usize,
+}
+
+impl Gate {
+    /// The disk behind the gate.
+    #[must_use]
+    pub fn before(&self, disk: Rc<dyn Disk>) -> Rc<dyn Disk> {
+        Rc::new(Gated { gate: self.clone(), disk })
+    }
+
+    /// Holds the next `most` operations of a sort, if `at` is given only those that begin there.
+    pub fn hold(&self, op: FaultOp, at: Option<BlockNo>, most: usize) {
+        self.0.holds.borrow_mut().push(Hold { op, at, left: most });
+    }
+
+    /// Lets everything that waits go on, and all that comes.
+    pub fn open(&self) {
+        self.0.holds.borrow_mut().clear();
+        self.0.opened.set(self.0.opened.get() + 1);
+        self.0.event.notify_waiters();
+    }
+
+    /// Operations that wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.waiting.get()
+    }
+
+    /// Lets other I/O go on until `count` operations wait.
+    ///
+    /// # Panics
+    /// When they do not come.
+    pub async fn until_waiting(&self, disk: &Rc<dyn Disk>, count: usize) {
+        for _ in 0..PATIENCE {
+            if self.waiting() >= count {
+                return;
+            }
+            pass_time(disk).await;
+        }
+        panic!("{} operations wait at the gate, not {count}", self.waiting());
+    }
+
+    async fn pass(&self, op: FaultOp, at: BlockNo) {
+        let is_held = {
+            let mut holds = self.0.holds.borrow_mut();
+            let hold = holds
+                .iter_mut()
+                .find(|hold| hold.op == op && hold.left > 0 && hold.at.is_none_or(|a| a == at));
+            hold.map(|hold| hold.left -= 1).is_some()
+        };
+        if !is_held {
+            return;
+        }
+        self.0.waiting.set(self.waiting() + 1);
+        let opened = self.0.opened.get();
+        while self.0.opened.get() == opened {
+            self.0.event.notified().await;
+        }
+        self.0.waiting.set(self.waiting() - 1);
+    }
+}
+
+/// Lets some I/O of others complete.
+pub async fn pass_time(disk: &Rc<dyn Disk>) {
+    drop(disk.read(BlockNo::new(0), Buf::new(1)).await);
+}
+
+struct Gated {
+    gate: Gate,
+    disk: Rc<dyn Disk>,
+}
+
+impl Clock for Gated {
+    fn now(&self) -> Duration {
+        self.disk.now()
+    }
+
+    fn sleep(&self, time: Duration) -> LocalFuture<'_, ()> {
+        self.disk.sleep(time)
+    }
+}
+
+impl Disk for Gated {
+    fn len_bytes(&self) -> u64 {
+        self.disk.len_bytes()
+    }
+
+    fn read(&self, at: BlockNo, buf: Buf) -> LocalFuture<'_, (Buf, Result<()>)> {
+        Box::pin(async move {
+            self.gate.pass(FaultOp::Read, at).await;
+            self.disk.read(at, buf).await
+        })
+    }
+
+    fn write(&self, at: BlockNo, bufs: Vec<Buf>) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.gate.pass(FaultOp::Write, at).await;
+            self.disk.write(at, bufs).await
+        })
+    }
+
+    fn sync(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.gate.pass(FaultOp::Sync, BlockNo::new(0)).await;
+            self.disk.sync().await
+        })
+    }
+
+    fn discard(&self, at: BlockNo, count: u64) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.gate.pass(FaultOp::Discard, at).await;
+            self.disk.discard(at, count).await
+        })
+    }
+
+    fn extend(&self, len_bytes: u64) -> LocalFuture<'_, Result<()>> {
+        self.disk.extend(len_bytes)
+    }
+}
