@@ -54,7 +54,7 @@ impl Worker {
             Unit::Faults(seed) => self.faults.explore(*seed),
         };
         let Err(Failure { repeat, why, case }) = explored else { return None };
-        let (case, why) = shrink(&case).unwrap_or((case, why));
+        let (case, why) = shrink(&case).unwrap_or((*case, why));
         Some(format!("{repeat}\n{why}\n{case}"))
     }
 

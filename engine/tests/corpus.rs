@@ -37,18 +37,19 @@ fn inputs(target: &str) -> Vec<(String, Vec<u8>)> {
     inputs
 }
 
-fn replay(target: &Target) {
+/// Runs all of a corpus; what it has reached.
+fn replay(target: &Target) -> String {
     let mut reached = Reached::default();
     let inputs = inputs(target.name);
     for (path, bytes) in &inputs {
         let _told = Told(|| path.clone());
         (target.body)(bytes, &mut reached);
     }
-    println!("{}: {} inputs, {:?}", target.name, inputs.len(), reached.0);
     for what in target.reaches {
         let count = reached.0.get(what).copied().unwrap_or(0);
         assert!(count > 0, "the corpus of {} has rotted: no {what} any more", target.name);
     }
+    format!("{}: {} inputs, {:?}", target.name, inputs.len(), reached.0)
 }
 
 /// One test for each target, so that they run side by side.
@@ -58,8 +59,8 @@ macro_rules! replayed {
         $(
             #[test]
             fn $name() {
-                let mut all = TARGETS.iter();
-                replay(all.find(|target| target.name == stringify!($name)).expect("a target"));
+                let target = TARGETS.iter().find(|target| target.name == stringify!($name));
+                println!("{}", replay(target.expect("a target")));
             }
         )*
     };

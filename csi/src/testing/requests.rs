@@ -249,7 +249,10 @@ impl<'a> Calls<'a> {
         };
         let range = request.capacity_range.unwrap_or_default();
         let controller = ControllerService::new(Arc::clone(self.adapter));
-        let answer = controller.create_volume(Request::new(request)).await.map_err(said)?;
+        let answer = controller
+            .create_volume(Request::new(request))
+            .await
+            .map_err(|status| said(&status))?;
         let volume = answer.into_inner().volume.expect("what was made");
         let bytes = volume.capacity_bytes;
         assert!(bytes >= range.required_bytes, "{bytes} bytes of {range:?}");
@@ -483,10 +486,10 @@ impl<'a> Calls<'a> {
     }
 }
 
-fn said(status: Status) -> (Code, String) {
+fn said(status: &Status) -> (Code, String) {
     (status.code(), status.message().to_owned())
 }
 
 fn shown<T: std::fmt::Debug>(answer: Result<tonic::Response<T>, Status>) -> Said {
-    answer.map(|answer| format!("{:?}", answer.into_inner())).map_err(said)
+    answer.map(|answer| format!("{:?}", answer.into_inner())).map_err(|status| said(&status))
 }

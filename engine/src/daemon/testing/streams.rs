@@ -23,7 +23,7 @@ impl Calls<'_> {
                 _ => offset,
             };
             let len = u64::from(1 + raw.size[1] % 24) * SECTOR;
-            let hole = (u64::from(raw.flags) >> 1) + number & 1 == 1;
+            let hole = ((u64::from(raw.flags) >> 1) + number) & 1 == 1;
             let content = match (hole, raw.flags) {
                 (_, 0xF2) => None,
                 (_, 0xF3) => Some(vec![1; to_usize(len) + 1])

@@ -78,7 +78,7 @@ impl Exhaustive {
         done.map_err(|why| {
             let names: Vec<&str> = sequence.iter().map(|number| ALPHABET[*number].name).collect();
             let repeat = format!("pando-sim exhaustive --sequence {}", names.join(","));
-            Failure { repeat, why, case: explorer.case() }
+            Failure { repeat, why, case: Box::new(explorer.case()) }
         })
     }
 }

@@ -136,7 +136,7 @@ impl Faults {
         });
         let failed = |why| {
             let repeat = format!("pando-sim faults --seed {seed}");
-            Failure { repeat, why: format!("{name}: {why}"), case: explorer.case() }
+            Failure { repeat, why: format!("{name}: {why}"), case: Box::new(explorer.case()) }
         };
         let struck = done.map_err(failed)?;
         *self.struck.entry(name).or_default() += u64::from(struck);

@@ -133,7 +133,7 @@ impl Random {
         let done = caught(|| chain(explorer, &mut rng, sort));
         done.map_err(|why| {
             let repeat = format!("pando-sim random --seed {seed}");
-            Failure { repeat, why, case: explorer.case() }
+            Failure { repeat, why, case: Box::new(explorer.case()) }
         })
     }
 }

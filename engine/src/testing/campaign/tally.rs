@@ -17,7 +17,7 @@ pub struct Failure {
     /// What is wrong.
     pub why: String,
     /// What led to it.
-    pub case: Case,
+    pub case: Box<Case>,
 }
 
 /// The sums of a campaign.

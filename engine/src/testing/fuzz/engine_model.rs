@@ -200,9 +200,9 @@ impl Run<'_> {
 
     /// The mapped runs of a volume follow each other, and hold everything that is not zero.
     async fn mapped(&mut self, pool: &Pool, raw: Raw) {
-        let log = self.log.borrow();
-        let Some(name) = pick(log.last(), raw.volume, false) else { return };
-        let known = &log.last().volumes[&name];
+        let model = self.log.borrow().last().clone();
+        let Some(name) = pick(&model, raw.volume, false) else { return };
+        let known = &model.volumes[&name];
         let device = pool.device(pool.find(&name).expect("it exists").id).expect("it exists");
         let max = 1 + usize::from(raw.kind & 7);
         let mut at = 0;
@@ -223,10 +223,9 @@ impl Run<'_> {
 
     /// Where two volumes differ, it is said that they do; and what is said to read as zeros does.
     async fn changed(&mut self, pool: &Pool, raw: Raw) {
-        let log = self.log.borrow();
-        let model = log.last();
-        let Some(new) = pick(model, raw.volume, false) else { return };
-        let old = if raw.more % 6 == 4 { None } else { pick(model, raw.kind & 0xF, false) };
+        let model = self.log.borrow().last().clone();
+        let Some(new) = pick(&model, raw.volume, false) else { return };
+        let old = if raw.more % 6 == 4 { None } else { pick(&model, raw.kind & 0xF, false) };
         let id = |name: &String| pool.find(name).expect("it exists").id;
         let empty = ModelVolume::default();
         let before = old.as_ref().map_or(&empty, |old| &*model.volumes[old]);
@@ -255,7 +254,6 @@ impl Run<'_> {
             assert!(said.is_some() || was == is, "{old:?} to {new}: block {block} is left out");
             assert!(said != Some(false) || is == [0; 8], "{new}: block {block} is not zero");
         }
-        drop(log);
         self.reached.note("differences");
     }
 }

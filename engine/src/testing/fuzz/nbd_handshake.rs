@@ -252,6 +252,23 @@ fn exists(name: &str) -> bool {
 const ACK: u32 = 1;
 const ERROR: u32 = 1 << 31;
 
+/// What was agreed on so far; TLS begins anew.
+#[derive(Default)]
+struct Agreed {
+    structured: bool,
+    context: Option<String>,
+    options: usize,
+}
+
+/// What follows an option.
+enum Next {
+    Option,
+    Refused(u32),
+    Tls,
+    Transmission(Negotiated),
+    Closed,
+}
+
 impl Model {
     fn say(&mut self, option: u32, reply: u32, data: Vec<u8>) {
         self.said.push(Said::Reply(option, reply, (reply < ERROR).then_some(data)));
@@ -263,7 +280,7 @@ impl Model {
         if flags & !3 != 0 {
             return End::Closed;
         }
-        let (mut structured, mut context, mut options) = (false, None::<String>, 0);
+        let mut agreed = Agreed::default();
         let mut sessions = self.sessions.clone().into_iter();
         loop {
             let whole = all.0.len() >= 16;
@@ -271,10 +288,10 @@ impl Model {
             let (option, len) = (all.number(4).expect("whole"), all.number(4).expect("whole"));
             let option = u32::try_from(option).expect("four bytes");
             let plain = flags & 1 == 0 && option != 1;
-            if magic != b"IHAVEOPT" || len > DRAINED_MAX || options == OPTIONS_MAX || plain {
+            if magic != b"IHAVEOPT" || len > DRAINED_MAX || agreed.options == OPTIONS_MAX || plain {
                 return End::Closed;
             }
-            options += 1;
+            agreed.options += 1;
             if len > LOOKED_AT_MAX && option == 1 {
                 return End::Closed;
             }
@@ -283,71 +300,77 @@ impl Model {
                 self.say(option, ERROR + 9, vec![]);
                 continue;
             }
-            let required = self.tls == Tls::Required && !matches!(option, 2 | 5);
-            let refused = if required {
-                ERROR + 5
-            } else {
-                match option {
-                    1 | 6 | 7 => match self.export(option, data, structured, context.as_ref()) {
-                        Ok(Some(agreed)) => {
-                            if option == 1 && flags & 2 == 0 {
-                                let Some(Said::Export(last)) = self.said.last_mut() else {
-                                    unreachable!("the answer was given")
-                                };
-                                last.extend([0; 124]);
-                            }
-                            return End::Transmission(agreed, stream.len() - all.0.len());
-                        }
-                        Ok(None) => continue,
-                        Err(code) => code,
-                    },
-                    2 => {
-                        self.say(2, ACK, vec![]);
-                        return End::Closed;
-                    }
-                    _ if matches!(option, 3 | 5 | 8) && !data.is_empty() => ERROR + 3,
-                    3 => {
-                        self.say(3, 2, [&[0, 0, 0, 2], NAME.as_bytes()].concat());
-                        self.say(3, ACK, vec![]);
-                        continue;
-                    }
-                    5 if self.tls == Tls::Required => {
-                        self.say(5, ACK, vec![]);
-                        if sessions.next() != Some(true) {
-                            assert!(!all.0.is_empty(), "closed instead of a session");
-                            return End::Closed;
-                        }
-                        self.tls = Tls::Active;
-                        (structured, context, options) = (false, None, 0);
-                        continue;
-                    }
-                    5 => ERROR + if self.tls == Tls::Refused { 2 } else { 3 },
-                    8 if structured => ERROR + 3,
-                    8 => {
-                        structured = true;
-                        self.say(8, ACK, vec![]);
-                        continue;
-                    }
-                    9 | 10 => {
-                        if option == 10 {
-                            context = None;
-                        }
-                        match self.contexts(option, data, structured) {
-                            Ok(chosen) => {
-                                context = chosen.or(context);
-                                continue;
-                            }
-                            Err(code) => code,
-                        }
-                    }
-                    _ => ERROR + 1,
+            match self.answer(option, data, &mut agreed) {
+                Next::Option => {}
+                Next::Refused(_) if option == 1 => return End::Closed,
+                Next::Refused(code) => self.say(option, code, vec![]),
+                Next::Closed => return End::Closed,
+                Next::Tls if sessions.next() == Some(true) => {
+                    self.tls = Tls::Active;
+                    agreed = Agreed::default();
                 }
-            };
-            if option == 1 {
-                return End::Closed;
+                Next::Tls => {
+                    assert!(!all.0.is_empty(), "closed instead of a session");
+                    return End::Closed;
+                }
+                Next::Transmission(negotiated) => {
+                    if option == 1 && flags & 2 == 0 {
+                        let Some(Said::Export(last)) = self.said.last_mut() else {
+                            unreachable!("the answer was given")
+                        };
+                        last.extend([0; 124]);
+                    }
+                    return End::Transmission(negotiated, stream.len() - all.0.len());
+                }
             }
-            self.say(option, refused, vec![]);
         }
+    }
+
+    /// What comes of one option, if all of it is there.
+    fn answer(&mut self, option: u32, data: &[u8], agreed: &mut Agreed) -> Next {
+        if self.tls == Tls::Required && !matches!(option, 2 | 5) {
+            return Next::Refused(ERROR + 5);
+        }
+        match option {
+            1 | 6 | 7 => {
+                match self.export(option, data, agreed.structured, agreed.context.as_ref()) {
+                    Ok(Some(negotiated)) => return Next::Transmission(negotiated),
+                    Ok(None) => {}
+                    Err(code) => return Next::Refused(code),
+                }
+            }
+            2 => {
+                self.say(2, ACK, vec![]);
+                return Next::Closed;
+            }
+            3 | 5 | 8 if !data.is_empty() => return Next::Refused(ERROR + 3),
+            3 => {
+                self.say(3, 2, [&[0, 0, 0, 2], NAME.as_bytes()].concat());
+                self.say(3, ACK, vec![]);
+            }
+            5 if self.tls == Tls::Required => {
+                self.say(5, ACK, vec![]);
+                return Next::Tls;
+            }
+            5 => return Next::Refused(ERROR + if self.tls == Tls::Refused { 2 } else { 3 }),
+            8 if agreed.structured => return Next::Refused(ERROR + 3),
+            8 => {
+                agreed.structured = true;
+                self.say(8, ACK, vec![]);
+            }
+            9 | 10 => {
+                if option == 10 {
+                    agreed.context = None;
+                }
+                match self.contexts(option, data, agreed.structured) {
+                    Ok(None) => {}
+                    Ok(chosen) => agreed.context = chosen,
+                    Err(code) => return Next::Refused(code),
+                }
+            }
+            _ => return Next::Refused(ERROR + 1),
+        }
+        Next::Option
     }
 
     /// `EXPORT_NAME`, `INFO` and `GO`: what was agreed on, if transmission begins.

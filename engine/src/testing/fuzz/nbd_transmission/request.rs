@@ -124,7 +124,7 @@ impl Request {
             let plain = self.offset == 0 && self.len == 0;
             return if plain { Expected::Done } else { Expected::Error(INVALID) };
         }
-        if !self.offset.is_multiple_of(SECTOR) || self.len % 512 != 0 {
+        if !self.offset.is_multiple_of(SECTOR) || !self.len.is_multiple_of(512) {
             return Expected::Error(INVALID);
         }
         let end = self.offset.checked_add(self.len.into());
