@@ -1,6 +1,6 @@
 //! The requests, and what their answers are held against.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use crate::adapter::Adapter;
 use crate::controller::ControllerService;
 use crate::group::GroupService;
 use crate::ids;
+use crate::labels;
 use crate::node::NodeService;
 use crate::proto::csi::controller_server::Controller;
 use crate::proto::csi::group_controller_server::GroupController;
@@ -20,10 +21,10 @@ use crate::proto::csi::node_server::Node;
 use crate::proto::csi::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
 use crate::proto::csi::{
     ControllerExpandVolumeRequest, ControllerGetVolumeRequest, ControllerModifyVolumeRequest,
-    CreateSnapshotRequest, CreateVolumeGroupSnapshotRequest, CreateVolumeRequest,
-    DeleteSnapshotRequest, DeleteVolumeGroupSnapshotRequest, DeleteVolumeRequest,
-    GetCapacityRequest, GetSnapshotRequest, GetVolumeGroupSnapshotRequest, ListSnapshotsRequest,
-    ListVolumesRequest, NodeExpandVolumeRequest, NodeGetVolumeStatsRequest,
+    CreateSnapshotRequest, CreateVolumeGroupSnapshotRequest, CreateVolumeGroupSnapshotResponse,
+    CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeGroupSnapshotRequest,
+    DeleteVolumeRequest, GetCapacityRequest, GetSnapshotRequest, GetVolumeGroupSnapshotRequest,
+    ListSnapshotsRequest, ListVolumesRequest, NodeExpandVolumeRequest, NodeGetVolumeStatsRequest,
     NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
     NodeUnstageVolumeRequest, ValidateVolumeCapabilitiesRequest, VolumeContentSource,
 };
@@ -349,7 +350,7 @@ impl<'a> Calls<'a> {
     fn group_of(&self, raw: Raw, id: &str) -> (String, Vec<String>) {
         let catalogue = self.pandod.catalogue();
         let mut members = catalogue.volumes.values().filter_map(|volume| {
-            let number = volume.labels.get(crate::labels::GROUP_ID)?;
+            let number = volume.labels.get(labels::GROUP_ID)?;
             Some((number.clone(), volume.id))
         });
         match members.next() {
@@ -375,7 +376,11 @@ impl<'a> Calls<'a> {
                     secrets,
                     parameters: asked.raw.parameters(),
                 };
-                shown(groups.create_volume_group_snapshot(Request::new(request)).await)
+                let answer = groups.create_volume_group_snapshot(Request::new(request)).await;
+                if let Ok(answer) = &answer {
+                    self.check_group(asked, answer.get_ref());
+                }
+                shown(answer)
             }
             10 => {
                 let request =
@@ -388,6 +393,18 @@ impl<'a> Calls<'a> {
                 shown(groups.get_volume_group_snapshot(Request::new(request)).await)
             }
         }
+    }
+
+    /// A group has a snapshot of each volume that was named, and no others.
+    fn check_group(&self, asked: &Asked, answer: &CreateVolumeGroupSnapshotResponse) {
+        let group = answer.group_snapshot.as_ref().expect("what was made");
+        let sources = group.snapshots.iter().map(|snapshot| &snapshot.source_volume_id);
+        assert!(sources.collect::<BTreeSet<_>>() == asked.ids.iter().collect(), "{group:?}");
+        let name = asked.raw.name();
+        let catalogue = self.pandod.catalogue();
+        let volumes = catalogue.volumes.values();
+        let kept = volumes.filter(|volume| volume.labels.get(labels::GROUP) == Some(&name));
+        assert_eq!(kept.count(), group.snapshots.len(), "{group:?}");
     }
 
     async fn lists(&mut self, raw: Raw, id: &str) -> Said {
