@@ -188,9 +188,7 @@ async fn move_catalogue(
         match taken {
             Ok(run) => blocks.extend((0..run.len).map(|i| run.block.plus(i))),
             Err(TakeError::Load(group)) => pool.load_group(group).await?,
-            Err(TakeError::Full) => {
-                return Err(Error::new(ErrorKind::NoSpace, "no block for the catalogue"));
-            }
+            Err(TakeError::Full) => await_freed(pool).await?,
         }
     }
     {
@@ -208,6 +206,26 @@ async fn move_catalogue(
     net(tables, log, freed, &mut none).await?;
     debug_assert!(none.is_empty(), "a catalogue block is no node");
     Ok(blocks)
+}
+
+/// Waits in a full pool until blocks that earlier checkpoints have freed can be used again. Each
+/// checkpoint takes some of those that are kept for catalogues, and a reader can outlast many.
+async fn await_freed(pool: &Pool) -> Result<()> {
+    loop {
+        let event = pool.core.reader_event.notified();
+        pool.discard_freed().await;
+        {
+            let inner = pool.core.lock();
+            inner.check_not_poisoned()?;
+            if inner.state.space.free() > 0 {
+                return Ok(());
+            }
+            if inner.state.reuse.waiting().next().is_none() {
+                return Err(Error::new(ErrorKind::NoSpace, "no block for the catalogue"));
+            }
+        }
+        event.await;
+    }
 }
 
 /// 6b. The catalogue, to its fresh blocks. Returns its length in bytes.

@@ -30,15 +30,18 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// # Errors
 /// `Busy` while it is mounted, held by another device, or open in a program that can be seen.
 pub(super) fn hold(node: &DeviceNode) -> Result<(File, Option<std::io::Error>)> {
-    let since = Instant::now();
+    let begin = Instant::now();
+    let mut since = begin;
     loop {
         let refused = match try_hold(node) {
             Err(error) if error.kind() == ErrorKind::Busy => error,
             result => return result,
         };
-        if since.elapsed() >= USE_PATIENCE
-            && (since.elapsed() >= EARLIER_PATIENCE || !held_for_another_daemon(node))
-        {
+        if begin.elapsed() < EARLIER_PATIENCE && held_for_another_daemon(node) {
+            // It can be gone by the next look and still be letting go of the device.
+            since = Instant::now();
+        }
+        if since.elapsed() >= USE_PATIENCE {
             return Err(refused);
         }
         thread::sleep(PAUSE);

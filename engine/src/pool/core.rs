@@ -122,6 +122,8 @@ pub struct Core {
     pub(crate) durable_event: Notify,
     /// A checkpoint was published, or the pool is poisoned.
     pub(crate) published_event: Notify,
+    /// A reader of freed blocks has finished, or the pool is poisoned.
+    pub(crate) reader_event: Notify,
     /// A checkpoint is wanted, or the pool is closing.
     pub(crate) wanted_event: Notify,
     /// Blocks of data written since the last sync began.
@@ -144,6 +146,7 @@ impl Core {
             checkpointer: tokio::sync::Mutex::new(checkpointer),
             durable_event: Notify::new(),
             published_event: Notify::new(),
+            reader_event: Notify::new(),
             wanted_event: Notify::new(),
             unsynced_blocks: AtomicU64::new(0),
             walks_end: AtomicBool::new(false),
@@ -168,6 +171,7 @@ impl Core {
         drop(inner);
         self.durable_event.notify_waiters();
         self.published_event.notify_waiters();
+        self.reader_event.notify_waiters();
         self.wanted_event.notify_one();
     }
 

@@ -44,6 +44,7 @@ impl Drop for Pin {
         inner.state.reuse.unpin(self.token);
         let recycled = inner.recycle();
         drop(inner);
+        self.pool.core.reader_event.notify_waiters();
         self.pool.core.poison_on(&recycled);
     }
 }

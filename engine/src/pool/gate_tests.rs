@@ -383,6 +383,39 @@ fn nodes_stay_in_memory_until_they_are_written() {
     });
 }
 
+/// A reader keeps all that was freed since it came. Each checkpoint of a full pool takes blocks for
+/// its catalogue, and must not fail for it when there are no more.
+#[test]
+fn a_checkpoint_of_a_full_pool_waits_for_readers() {
+    for discard in [false, true] {
+        run(|sim| async move {
+            let world = World::new(&sim, 8, discard).await;
+            let groups = world.pool.core.lock().state.geometry.groups();
+            for group in 0..to_u32(groups) {
+                world.pool.load_group(group).await.unwrap();
+            }
+            let reader = world.pool.pin();
+            loop {
+                let mut inner = world.pool.core.lock();
+                let Some(more @ 1..) = inner.state.space.free().checked_sub(2) else { break };
+                inner.state.space.take(more).expect("all free blocks are in memory");
+            }
+            let pool = world.pool.clone();
+            let mut checkpoints = start(async move {
+                for _ in 0..4 {
+                    pool.checkpoint().await?;
+                }
+                Ok(())
+            });
+            world.settle().await;
+            assert!(checkpoints.try_recv().is_err(), "two have blocks, the third waits");
+            drop(reader);
+            let done: Result<()> = checkpoints.await.unwrap();
+            done.expect("the blocks of the earlier ones are back");
+        });
+    }
+}
+
 /// Who needs space waits for a checkpoint as long as one may bring it, and is refused else.
 #[test]
 fn who_needs_space_waits_as_long_as_there_is_hope() {
