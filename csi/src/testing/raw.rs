@@ -95,7 +95,7 @@ impl Raw {
         match self.parameter {
             0x80..=0x8F => map(&[("fsType", "xfs")]),
             0x90..=0x9F => map(&[("growthLimit", "10Gi"), ("iopsLimit", "100")]),
-            0xA0..=0xA7 => map(&[("XXX_FakeKey", "1")]),
+            0xA0..=0xA7 => map(&[("unknown-key", "1")]),
             0xA8..=0xAF => map(&[("iopsLimit", "-1")]),
             0xB0..=0xB7 => map(&[("reservation", "99999999999999999999Gi")]),
             0xB8..=0xBF => map(&[("mkfsOptions", "-E\nlazy --")]),
