@@ -12,6 +12,8 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -95,6 +97,9 @@ struct Writer {
     noise: Noise,
     tree: Tree,
     syncs: u64,
+    /// Set before the daemon is killed. A file system that has lost its device is made read-only (ext4)
+    /// or shut down (XFS), and may say from then on that there was nothing to sync: that is no promise.
+    killed: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -126,6 +131,14 @@ impl Writer {
 
     fn sync_directory(&mut self) -> io::Result<()> {
         File::open(&self.root)?.sync_all()?;
+        self.synced()
+    }
+
+    /// A sync has succeeded. If that means something, it is counted.
+    fn synced(&mut self) -> io::Result<()> {
+        if self.killed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the daemon was killed meanwhile"));
+        }
         self.syncs += 1;
         Ok(())
     }
@@ -161,7 +174,7 @@ impl Writer {
         let file = File::options().write(true).open(self.root.join(name))?;
         file.write_all_at(&piece, to_u64(at))?;
         file.sync_data()?;
-        self.syncs += 1;
+        self.synced()?;
         content.resize(content.len().max(at + piece.len()), 0);
         content[at..at + piece.len()].copy_from_slice(&piece);
         self.tree.insert(name.to_owned(), State::Synced(content));
@@ -311,14 +324,17 @@ fn round(
     let (loaded, checked, compared) = (place("load"), place("check"), place("compare"));
     let mounted = Mounted::new(&attach(system), &loaded);
     let mut writers = if writers.is_empty() { fresh(noise) } else { writers };
+    let killed = Arc::new(AtomicBool::new(false));
     let part = noise.below(1000);
     let life = LIFE_MS.0 + (LIFE_MS.1 - LIFE_MS.0) * part.pow(2) / 1_000_000;
     thread::scope(|scope| {
         for writer in &mut writers {
             writer.root = loaded.join(&writer.name);
+            writer.killed = Arc::clone(&killed);
             scope.spawn(|| writer.run());
         }
         thread::sleep(Duration::from_millis(life));
+        killed.store(true, Ordering::SeqCst);
         system.kill();
     });
     mounted.unmount();
@@ -346,6 +362,7 @@ fn fresh(noise: &mut Noise) -> Vec<Writer> {
         noise: Noise::new(noise.next()),
         tree: Tree::new(),
         syncs: 0,
+        killed: Arc::default(),
     };
     (0..WRITERS).map(writer).collect()
 }
