@@ -108,7 +108,11 @@ impl World {
             let daemon = tokio::spawn(async move { serve(&config, std::future::pending()).await });
             loop {
                 if let Ok(channel) = endpoint.connect().await {
-                    return PandoClient::new(channel);
+                    let mut client = PandoClient::new(channel);
+                    // Its socket is there first; who answers has made all the rest.
+                    let answer = client.pool_status(v1::PoolStatusRequest {}).await;
+                    answer.expect("the daemon answers");
+                    return client;
                 }
                 assert!(!daemon.is_finished(), "the daemon has ended: {:?}", daemon.await);
                 tokio::task::yield_now().await;
