@@ -16,9 +16,9 @@
 //! the pool's catalogue, written by the one record that makes the volume, so that a request which
 //! is repeated after a crash at any point finds what it made before.
 //!
-//! * An id is looked up in the catalogue and never becomes part of a path ([`ids`]).
-//! * A call that finds another one at work on its object answers ABORTED ([`locks`]).
-//! * Errors of the daemon become CSI's by one table ([`daemon`]); nothing else of them passes.
+//! * An id is looked up in the catalogue and never becomes part of a path (`ids`).
+//! * A call that finds another one at work on its object answers ABORTED (`locks`).
+//! * Errors of the daemon become CSI's by one table (`daemon`); nothing else of them passes.
 
 #![deny(unsafe_code)]
 

@@ -17,7 +17,7 @@
 //! the last connection has finished everything that it had taken.
 //!
 //! The kernel looks for requests to send again when it wonders about them, which is why that time
-//! is made short ([`held::LOOK_AFTER`]). An error other than success reaches its users as EIO: the
+//! is made short (`held::LOOK_AFTER`). An error other than success reaches its users as EIO: the
 //! driver has no other.
 //!
 //! **What freezes the queue** of a device waits in the kernel until all its I/O under way has ended,
