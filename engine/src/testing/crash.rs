@@ -363,8 +363,11 @@ pub fn plans_at(moment: &Moment, rng: &mut Rng, most: usize) -> Vec<CutPlan> {
         return vec![CutPlan::KeepNone];
     }
     let mut others = single_plans(pending);
+    // None if all that is pending are writes of a killed process of which nothing landed.
     let sectors = to_u64(moment.pending(Grain::Sector));
-    others.push(CutPlan::Prefix(Grain::Sector, to_usize(rng.below(sectors))));
+    if sectors > 0 {
+        others.push(CutPlan::Prefix(Grain::Sector, to_usize(rng.below(sectors))));
+    }
     others.extend(random_plans(rng, most.div_ceil(8)));
     let mut plans = vec![CutPlan::KeepNone, CutPlan::KeepAll];
     while plans.len() < most && !others.is_empty() {
