@@ -41,10 +41,14 @@ impl Pin {
 impl Drop for Pin {
     fn drop(&mut self) {
         let mut inner = self.pool.core.lock();
+        // Every read comes by here; a notification takes a lock, even if nobody listens.
+        let holds_up = inner.state.reuse.waiting().next().is_some();
         inner.state.reuse.unpin(self.token);
         let recycled = inner.recycle();
         drop(inner);
-        self.pool.core.reader_event.notify_waiters();
+        if holds_up {
+            self.pool.core.reader_event.notify_waiters();
+        }
         self.pool.core.poison_on(&recycled);
     }
 }
