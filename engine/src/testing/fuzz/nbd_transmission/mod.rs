@@ -1,7 +1,7 @@
 //! f12: two clients of one export, each behind a handshake of its own, on real sockets: requests of
 //! any sort, in rounds; payloads that are cut off, streams that are out of step. The device answers in
-//! any order. Every request that is whole gets one reply, whose form and error are worked out here from
-//! the protocol's document; data is what may be there after all that was answered; and the device has
+//! any order, and may have a sector that fails. Every request that is whole gets one reply, whose form and
+//! error are worked out here from the protocol's document; data is what may be there after all that was answered; and the device has
 //! been asked for exactly what was allowed.
 //!
 //! ```text
@@ -14,6 +14,7 @@ mod request;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use crate::disk::executor::{Executor, end_of_turn};
 use crate::disk::reactor::ReactorDriver;
 use crate::disk::sim::Rng;
 use crate::disk::{Buf, LocalFuture};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::Limits;
 use crate::export::nbd::connection::{Entry, serve};
 use crate::export::nbd::handshake::Tls;
@@ -41,11 +42,23 @@ use request::Request;
 
 /// What the corpus must come to.
 pub(super) const REACHES: &[&str] =
-    &["broken streams", "data", "extents", "refused", "replies", "structured", "written"];
+    &["broken streams", "data", "extents", "failed", "refused", "replies", "structured", "written"];
 const ROUNDS_MAX: usize = 6;
 /// Requests of one round.
 const REQUESTS_MAX: usize = 10;
 const SECTOR: u64 = 512;
+/// Ways in which the device fails (an errno of the host, or a kind of error), and the error of the
+/// protocol for each.
+const FAILURES: [(std::result::Result<i32, ErrorKind>, u32); 8] = [
+    (Ok(libc::EIO), 5),
+    (Ok(libc::ENOMEM), 12),
+    (Ok(libc::EDQUOT), 28),
+    (Ok(libc::ENODEV), 5),
+    (Err(ErrorKind::NoSpace), 28),
+    (Err(ErrorKind::Checksum), 5),
+    (Err(ErrorKind::Poisoned), 5),
+    (Err(ErrorKind::Shutdown), 108),
+];
 
 thread_local! {
     /// A ring is made once a thread, and for good.
@@ -61,6 +74,17 @@ struct Setting {
     size: u64,
     read_only: bool,
     structured: [bool; 2],
+    /// A sector that fails, and how: a place in [`FAILURES`].
+    bad: Option<(u64, usize)>,
+}
+
+impl Setting {
+    /// The failure that a request for these bytes meets.
+    fn failure(&self, offset: u64, len: u64) -> Option<usize> {
+        let (sector, how) = self.bad?;
+        let end = offset.saturating_add(len).div_ceil(SECTOR);
+        (offset / SECTOR..end).contains(&sector).then_some(how)
+    }
 }
 
 pub(super) fn body(bytes: &[u8], reached: &mut Reached) {
@@ -70,11 +94,13 @@ pub(super) fn body(bytes: &[u8], reached: &mut Reached) {
     let limits = Limits { requests: 1 + to_usize(input.below(16)), bytes: 4096 << input.below(8) };
     let forms = input.byte();
     let structured = [forms & 3 != 0, forms & 12 != 0];
-    let setting = Setting { size, read_only: how & 0xF0 == 0xF0, structured };
+    let failure = usize::from(how >> 4) % FAILURES.len();
+    let bad = (how & 8 != 0).then_some((u64::from(how) % (size / SECTOR), failure));
+    let setting = Setting { size, read_only: how & 0xF0 == 0xF0, structured, bad };
     let disk = RamDisk::new(size);
     disk.set_read_only(setting.read_only);
     let calls = Arc::new(AtomicU64::new(u64::from(how) << 8));
-    let source = Slow { disk: disk.clone(), turns: u64::from(how % 8), calls };
+    let source = Slow { disk: disk.clone(), setting, turns: u64::from(how % 8), calls };
     let mut clients = Clients::new(setting, reached);
     EXECUTOR.with_borrow_mut(|executor| {
         let pairs = [(); 2].map(|()| pair());
@@ -101,8 +127,10 @@ fn pair() -> (Arc<OwnedFd>, Arc<OwnedFd>) {
 }
 
 /// A volume in memory that answers in any order.
+#[derive(Clone)]
 struct Slow {
     disk: RamDisk,
+    setting: Setting,
     turns: u64,
     calls: Arc<AtomicU64>,
 }
@@ -114,6 +142,16 @@ impl Slow {
             end_of_turn().await;
         }
     }
+
+    /// Waits, and fails for what reaches the bad sector.
+    async fn reach(&self, offset: u64, len: u64) -> Result<()> {
+        self.wait().await;
+        match self.setting.failure(offset, len).map(|how| FAILURES[how].0) {
+            None => Ok(()),
+            Some(Ok(errno)) => Err(Error::io("bad sector", io::Error::from_raw_os_error(errno))),
+            Some(Err(kind)) => Err(Error::new(kind, "bad sector")),
+        }
+    }
 }
 
 impl ExportSource for Slow {
@@ -122,9 +160,8 @@ impl ExportSource for Slow {
     }
 
     fn open<'a>(&'a self, name: &'a str) -> LocalFuture<'a, Result<Export>> {
-        let (disk, turns, calls) = (self.disk.clone(), self.turns, Arc::clone(&self.calls));
         let (name, description) = (name.to_owned(), String::new());
-        let device = Rc::new(Self { disk, turns, calls });
+        let device = Rc::new(self.clone());
         Box::pin(std::future::ready(Ok(Export { name, description, device })))
     }
 }
@@ -140,28 +177,28 @@ impl BlockDevice for Slow {
 
     fn read(&self, offset: u64, len: u32) -> LocalFuture<'_, Result<ReadData>> {
         Box::pin(async move {
-            self.wait().await;
+            self.reach(offset, len.into()).await?;
             self.disk.read(offset, len).await
         })
     }
 
     fn write(&self, offset: u64, len: u32, buf: Buf, fua: bool) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.wait().await;
+            self.reach(offset, len.into()).await?;
             self.disk.write(offset, len, buf, fua).await
         })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.wait().await;
+            self.reach(offset, len).await?;
             self.disk.write_zeroes(offset, len, flags).await
         })
     }
 
     fn discard(&self, offset: u64, len: u64, fua: bool) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
-            self.wait().await;
+            self.reach(offset, len).await?;
             self.disk.discard(offset, len, fua).await
         })
     }
@@ -180,7 +217,7 @@ impl BlockDevice for Slow {
         max_runs: usize,
     ) -> LocalFuture<'_, Result<Vec<MappedRun>>> {
         Box::pin(async move {
-            self.wait().await;
+            self.reach(offset, len).await?;
             self.disk.mapped_runs(offset, len, max_runs).await
         })
     }
@@ -282,6 +319,8 @@ impl<'a> Clients<'a> {
     fn judge(&mut self, request: &Request, said: &Said, may: &[BTreeSet<u64>]) {
         self.reached.note("replies");
         match said {
+            // Nothing but a failure of the device is told as EIO.
+            Said::Error(5) => self.reached.note("failed"),
             Said::Error(_) => self.reached.note("refused"),
             Said::Done if request.command == 1 => self.reached.note("written"),
             Said::Done => {}

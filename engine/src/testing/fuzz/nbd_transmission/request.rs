@@ -1,6 +1,6 @@
 //! Requests: how they are made of an input, what is sent of them, and what must come of them.
 
-use super::{Input, SECTOR, Setting};
+use super::{FAILURES, Input, SECTOR, Setting};
 use crate::testing::model::fill_sector;
 use crate::units::{to_u32, to_usize};
 
@@ -131,11 +131,22 @@ impl Request {
         if end.is_none_or(|end| end > setting.size) {
             return Expected::Error(if matches!(self.command, 1 | 6) { NO_SPACE } else { INVALID });
         }
+        if self.len == 0 {
+            return match self.command {
+                7 => Expected::Error(INVALID),
+                0 => Expected::Data,
+                _ => Expected::Done,
+            };
+        }
+        if self.command == 6 && self.flags & 18 == 18 {
+            return Expected::Error(NOT_SUPPORTED);
+        }
+        if let Some(how) = setting.failure(self.offset, self.len.into()) {
+            return Expected::Error(FAILURES[how].1);
+        }
         match self.command {
-            7 if self.len == 0 => Expected::Error(INVALID),
             7 => Expected::Extents,
             0 => Expected::Data,
-            6 if self.len > 0 && self.flags & 18 == 18 => Expected::Error(NOT_SUPPORTED),
             _ => Expected::Done,
         }
     }
