@@ -53,18 +53,17 @@ pub(super) fn body(bytes: &[u8], reached: &mut Reached) {
     let run = Run { sim: &sim, config, log: Rc::clone(&log), poisons, reached };
     sim.run(run.all(input)).expect("the power stays on");
     let mut log = log.borrow().clone();
+    // A sync that fails may have dropped what it was for: then a kill loses what a power cut would.
+    if plan % 6 > 0 || sim.moment().flush_failed() {
+        log.power_failed();
+    }
     let image = match plan % 6 {
         0 => sim.image_after_kill(number),
-        plan => {
-            log.power_failed();
-            sim.image_after_cut(match plan {
-                1 => CutPlan::KeepNone,
-                2 => CutPlan::KeepAll,
-                3 => CutPlan::Subset(number),
-                4 => CutPlan::Torn(number),
-                _ => CutPlan::Garbled(number),
-            })
-        }
+        1 => sim.image_after_cut(CutPlan::KeepNone),
+        2 => sim.image_after_cut(CutPlan::KeepAll),
+        3 => sim.image_after_cut(CutPlan::Subset(number)),
+        4 => sim.image_after_cut(CutPlan::Torn(number)),
+        _ => sim.image_after_cut(CutPlan::Garbled(number)),
     };
     reopen(&config, image, log);
 }
