@@ -5,6 +5,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
+use std::panic::catch_unwind;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -109,12 +110,18 @@ fn run(cli: &Cli, started: Instant, tally: &mut Tally) {
         }
         cli.seconds.is_none_or(|most| started.elapsed() < Duration::from_secs(most))
     };
-    for seed in cli.seed..cli.seed + cli.seeds {
-        for past in Past::ALL {
-            let campaign = Campaign::new(past, seed);
-            for sort in &sorts {
-                campaign.run(*sort, &choice, tally, &mut before);
-            }
+    let pools =
+        (cli.seed..cli.seed + cli.seeds).flat_map(|seed| Past::ALL.map(|past| (past, seed)));
+    for (past, seed) in pools {
+        if !before(tally.images) {
+            break;
+        }
+        let Ok(campaign) = catch_unwind(|| Campaign::new(past, seed)) else {
+            tally.failures.push(format!("{} pool of seed {seed}: it cannot be made", past.name()));
+            continue;
+        };
+        for sort in &sorts {
+            campaign.run(*sort, &choice, tally, &mut before);
         }
     }
     alive.store(u64::MAX, Ordering::Relaxed);
