@@ -46,6 +46,9 @@ struct Cli {
     /// Of the cases of data and unused blocks, one in so many; 0: none
     #[arg(long, default_value_t = 64)]
     data: u64,
+    /// Of the cases of inverted bits, one in so many of those: a pool has millions
+    #[arg(long, default_value_t = 1)]
+    bits: u64,
     /// Stop after so many seconds
     #[arg(long, value_name = "S")]
     seconds: Option<u64>,
@@ -98,8 +101,11 @@ fn run(cli: &Cli, started: Instant, tally: &mut Tally) {
         Some(SortArg::Blocks) => vec![Sort::Blocks],
         Some(SortArg::Fields) => vec![Sort::Fields],
     };
-    let (part, parts) = (cli.part.0 - 1, cli.part.1);
-    let choice = Choice { metadata: cli.metadata, data: cli.data, part, parts };
+    let choice = |sort| {
+        let bits = if sort == Sort::Bits { cli.bits } else { 1 };
+        let [metadata, data] = [cli.metadata, cli.data].map(|stride| stride.saturating_mul(bits));
+        Choice { metadata, data, part: cli.part.0 - 1, parts: cli.part.1 }
+    };
     let alive = watch();
     let mut grew = None;
     let mut before = |images| {
@@ -121,7 +127,7 @@ fn run(cli: &Cli, started: Instant, tally: &mut Tally) {
             continue;
         };
         for sort in &sorts {
-            campaign.run(*sort, &choice, tally, &mut before);
+            campaign.run(*sort, &choice(*sort), tally, &mut before);
         }
     }
     alive.store(u64::MAX, Ordering::Relaxed);

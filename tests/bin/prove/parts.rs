@@ -59,8 +59,8 @@ pub(crate) const PARTS: [Part; 13] = [
         "damage",
         8,
         Spread::Cores,
-        "{programs}/pando-damage --seeds 1000000 --part {number}/{parts} --seconds {seconds} \
-         --json",
+        "{programs}/pando-damage --seeds 1000000 --bits 997 --part {number}/{parts} \
+         --seconds {seconds} --json",
     ),
     part("fuzz", 17, Spread::Targets, "scripts/fuzz {target} {seconds_each}"),
     part(
