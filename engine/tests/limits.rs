@@ -110,6 +110,33 @@ fn a_record_that_never_fits_is_refused() {
     .expect("it is refused at once");
 }
 
+/// A checkpoint makes more nodes clean than the cache may hold of those. None of them goes between the
+/// edits of a record that needs it.
+#[test]
+fn a_record_of_many_writes_keeps_the_nodes_that_it_needs() {
+    let config = Config { pool_blocks: 4000, cache_bytes: 0, ..Config::default() };
+    let sim = disk(&config);
+    sim.run(async {
+        let pool = config.open(&sim).await.expect("it opens");
+        let id = pool.create(with_labels("v", 0)).await.expect("there is room").id;
+        let device = pool.device(id).expect("it exists");
+        for round in 0..60 {
+            let writes = (0..16).map(|n| {
+                let block = (n * 251 + round * 37) % 1500;
+                device.write(block * 4096, 4096, pando_engine::disk::Buf::zeroed(1), false)
+            });
+            for done in join_all(writes).await {
+                done.expect("there is room");
+            }
+            if round % 3 == 2 {
+                pool.checkpoint().await.expect("there is room");
+            }
+        }
+        check_sound(&pool).await;
+    })
+    .expect("it ends");
+}
+
 /// In a pool that is full to the last block there is room for the next catalogue, even if that is
 /// large, and however often it is written.
 #[test]

@@ -343,8 +343,9 @@ impl NodeCache {
         self.free.push(slot);
     }
 
-    /// Gives back what edits have added beyond the capacity, as far as it is clean.
-    pub(super) fn trim(&mut self) {
+    /// Gives back what edits have added beyond the capacity, as far as it is clean. Not between the
+    /// edits of one record: the later ones need what was found to be here before the first.
+    pub fn trim(&mut self) {
         self.trim_to(self.capacity);
     }
 

@@ -16,7 +16,8 @@ use crate::limits::{EXTENT_BLOCKS_MAX, MAP_LEVELS_MAX};
 use crate::units::{BlockNo, Lba, Seqno, to_u32};
 
 /// Maps the `len` blocks from `lba` on to as many consecutive blocks from `target` on, or unmaps
-/// them (`None`). Cannot fail after [`super::prepare_edit`] of the same range.
+/// them (`None`). Cannot fail after [`super::prepare_edit`] of the same range, and evicts nothing:
+/// [`super::NodeCache::trim`] is for when all edits of a record are done.
 ///
 /// # Panics
 /// If a node is not in the cache (the caller did not prepare), or if a mapping is longer than an
@@ -33,7 +34,6 @@ pub fn edit(
     let insert = target.map(|block| Extent { lba, block, len, own: true });
     let mut editor = Editor { ctx, taken: 0, start: lba.get(), end: lba.get() + len };
     *root = editor.edit_root(root.as_ref(), insert);
-    ctx.cache.trim();
 }
 
 /// The pointers that take the place of one: none if nothing is left below, two after a split.

@@ -143,6 +143,7 @@ impl World {
             shared_at: Seqno::new(volume.shared_at),
         };
         edit(&mut ctx, &mut volume.root, Lba::new(lba), len, target);
+        self.cache.trim();
         assert!(self.space.taken <= NODES_PER_EDIT_MAX);
         assert!(self.cache.len() <= loaded + self.space.taken);
         volume.model.retain(|&at, _| at < lba || at >= lba + len);

@@ -201,7 +201,10 @@ impl State {
         self.seqno = seqno;
         match record {
             Record::Map { runs, sums } => self.apply_map(&runs, &sums),
-            Record::Unmap { volume, lba, len } => self.edit(volume, lba, len, None),
+            Record::Unmap { volume, lba, len } => {
+                self.edit(volume, lba, len, None);
+                self.cache.trim();
+            }
             Record::Create(volumes) => {
                 for new in volumes {
                     self.apply_create(new);
@@ -237,6 +240,7 @@ impl State {
             self.space.recorded(Run { block: run.block, len: u64::from(run.len) });
             self.edit(run.volume, run.lba, u64::from(run.len), Some(run.block));
         }
+        self.cache.trim();
     }
 
     fn apply_create(&mut self, new: NewVolume) {
