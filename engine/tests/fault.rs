@@ -101,7 +101,8 @@ async fn work(sim: &SimDisk, log: &SharedLog, reads_fail: bool) {
             continue;
         }
         assert!(poisoned, "after {result:?}");
-        return refuses_everything(&pool, reads_fail).await;
+        let of_reads: &[_] = if reads_fail { &[ErrorKind::Io] } else { &[] };
+        return refuses_everything(&pool, of_reads).await;
     }
     assert!(reads_fail || sim.faults_struck() == 0 || pool.status().poisoned.is_some());
 }

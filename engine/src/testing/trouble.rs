@@ -55,6 +55,17 @@ pub enum Response {
     Noticed,
 }
 
+impl Response {
+    /// Of which kinds the error of a read may be.
+    const fn errors_of_reads(self) -> &'static [ErrorKind] {
+        match self {
+            Self::Poison => &[],
+            Self::ReaderAlone | Self::Nothing => &[ErrorKind::Io],
+            Self::Noticed => &[ErrorKind::Corrupt, ErrorKind::Checksum],
+        }
+    }
+}
+
 impl Trouble {
     /// What is asked of the pool.
     #[must_use]
@@ -209,7 +220,7 @@ impl Stage<'_> {
         self.may_fail(&error, response);
         if poisoned {
             // A read that fails may be met before the poison is.
-            refuses_everything(pool, response != Response::Poison).await;
+            refuses_everything(pool, response.errors_of_reads()).await;
             return false;
         }
         assert!(response != Response::Poison, "not poisoned after: {error}");
@@ -259,12 +270,12 @@ impl Stage<'_> {
     }
 }
 
-/// P6: no success is reported any more; with `reads_fail` an error may be that of a read, which comes
-/// first where part of a block is written.
+/// P6: no success is reported any more. An error may be that of a read, of the kinds `of_reads`: where
+/// part of a block is written a read comes first.
 ///
 /// # Panics
 /// When something succeeds.
-pub async fn refuses_everything(pool: &Pool, reads_fail: bool) {
+pub async fn refuses_everything(pool: &Pool, of_reads: &[ErrorKind]) {
     let birth = |name: &str| Birth {
         name: name.into(),
         size_bytes: Some(60 * 4096),
@@ -285,9 +296,7 @@ pub async fn refuses_everything(pool: &Pool, reads_fail: bool) {
     for op in ops {
         let result = perform(pool, &op, 999).await;
         let error = result.expect_err("nothing succeeds on a poisoned pool");
-        let of_a_read =
-            matches!(error.kind(), ErrorKind::Io | ErrorKind::Corrupt | ErrorKind::Checksum);
-        let read = reads_fail && of_a_read;
+        let read = of_reads.contains(&error.kind());
         assert!(read || error.kind() == ErrorKind::Poisoned, "{op:?}: {error}");
     }
     assert!(pool.close().await.is_err(), "a poisoned pool is closed");

@@ -1,8 +1,8 @@
 //! f12: two clients of one export, each behind a handshake of its own, on real sockets: requests of
 //! any sort, in rounds; payloads that are cut off, streams that are out of step. The device answers in
-//! any order, and may have a sector that fails. Every request that is whole gets one reply, whose form and
-//! error are worked out here from the protocol's document; data is what may be there after all that was answered; and the device has
-//! been asked for exactly what was allowed.
+//! any order, and may have a sector that fails. Every request that is whole gets one reply, whose form
+//! and error are worked out here from the protocol's document; data is what may be there after all that
+//! was answered; and the device has been asked for exactly what was allowed.
 //!
 //! ```text
 //! size, read-only and order (2), limits (1), structured replies (1), then rounds of requests, 8 bytes
