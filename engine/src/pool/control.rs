@@ -1,10 +1,13 @@
 //! Control operations: each is one record, durable before it is acknowledged, and answers a
 //! repeated request as it answered the first.
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::rc::Rc;
 
 use super::core::{Inner, Pool, count};
+use super::fetch::Hope;
+use super::place::PATIENCE;
 use super::types::{
     CreateVolume, IoLimits, ModifyVolume, PoolCounters, PoolStatus, Source, VolumeInfo,
 };
@@ -16,7 +19,7 @@ use crate::format::geometry::Geometry;
 use crate::format::record::{NewProperties, NewVolume, Record};
 use crate::limits::LIST_PAGE_MAX;
 use crate::state::{Volume, check_name};
-use crate::units::{BLOCK_BYTES, Lba, VolumeId, blocks_for, to_u64};
+use crate::units::{BLOCK_BYTES, Lba, Seqno, VolumeId, blocks_for, to_u64};
 use crate::volume;
 
 fn info(volume: &Volume) -> VolumeInfo {
@@ -86,8 +89,6 @@ impl Inner {
                 request.name
             )));
         }
-        let reservation_blocks = blocks_for(request.reservation_bytes);
-        self.check_reservation(&request.name, reservation_blocks)?;
         Ok(NewVolume {
             id: VolumeId::new(id),
             name: request.name.clone(),
@@ -95,7 +96,7 @@ impl Inner {
             source: source.map(|s| s.entry.id),
             snapshot: request.snapshot,
             read_only: request.read_only,
-            reservation_blocks,
+            reservation_blocks: blocks_for(request.reservation_bytes),
             growth_limit_blocks: blocks_for(request.growth_limit_bytes),
             io_limits: request.io_limits,
             labels: request.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
@@ -103,18 +104,35 @@ impl Inner {
         })
     }
 
-    fn check_reservation(&self, name: &str, more: u64) -> Result<()> {
+    /// Checks that there is room for what new volumes are promised, and for what their sources are
+    /// promised again: a copy keeps what its source has written, so that to write that once more
+    /// takes as many blocks.
+    fn check_promises(&self, new: &[NewVolume]) -> Result<()> {
+        let mut more = 0u64;
+        let sources: BTreeSet<VolumeId> = new.iter().filter_map(|new| new.source).collect();
+        for source in sources.into_iter().filter_map(|id| self.state.volume(id)) {
+            more = more.saturating_add(source.renewed_reservation());
+            self.check_promise(&source.entry.name, more)?;
+        }
+        for new in new {
+            more = more.saturating_add(new.reservation_blocks);
+            self.check_promise(&new.name, more)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that there is room to promise `more` blocks.
+    fn check_promise(&self, name: &str, more: u64) -> Result<()> {
         let free = self.state.space.free();
         let taken = self.growth_reserve() + self.state.reserved_blocks();
         if more > 0 && taken.saturating_add(more) > free {
-            return Err(Error::new(
-                ErrorKind::NoSpace,
-                format!(
-                    "volume {name}: {} bytes cannot be promised, {} are left",
-                    more.saturating_mul(BLOCK_BYTES),
-                    free.saturating_sub(taken) * BLOCK_BYTES
-                ),
-            ));
+            let what = format!(
+                "volume {name}: its reservation needs {} bytes more, {} are left; lower it, delete \
+                 volumes or snapshots, or grow the pool",
+                more.saturating_mul(BLOCK_BYTES),
+                free.saturating_sub(taken) * BLOCK_BYTES
+            );
+            return Err(Error::new(ErrorKind::NoSpace, what));
         }
         Ok(())
     }
@@ -138,12 +156,12 @@ impl Pool {
     pub async fn create_group(&self, requests: Vec<CreateVolume>) -> Result<Vec<VolumeInfo>> {
         // What is no name is in no other message.
         requests.iter().try_for_each(|request| check_name(&request.name))?;
-        let (seqno, _) = self
-            .transact(|inner| {
+        let seqno = self
+            .transact_when_free(|inner| {
                 let found: Vec<_> =
                     requests.iter().map(|r| inner.existing(r)).collect::<Result<_>>()?;
                 if !found.is_empty() && found.iter().all(Option::is_some) {
-                    return Ok((None, ()));
+                    return Ok(None);
                 }
                 if let Some(old) = found.into_iter().flatten().next() {
                     return Err(Error::new(
@@ -158,11 +176,35 @@ impl Pool {
                 if inner.state.space.free() < inner.hard_reserve_with(entries) {
                     return Err(full());
                 }
-                Ok((Some(Record::Create(new)), ()))
+                inner.check_promises(&new)?;
+                Ok(Some(Record::Create(new)))
             })
             .await?;
         self.commit(seqno).await?;
         requests.iter().map(|request| self.find(&request.name)).collect()
+    }
+
+    /// Makes a record; before it is refused for lack of space, it waits for what checkpoints are
+    /// about to free.
+    async fn transact_when_free(
+        &self,
+        mut build: impl FnMut(&Inner) -> Result<Option<Record>>,
+    ) -> Result<Seqno> {
+        let mut waited = 0;
+        loop {
+            let published = self.core.lock().published;
+            let made = self.transact(|inner| Ok((build(inner)?, ()))).await;
+            match made {
+                Err(error) if error.kind() == ErrorKind::NoSpace && waited < PATIENCE => {
+                    waited += 1;
+                    // Nothing is about to be free: the first error says more.
+                    self.await_space(published, Hope::Changes).await.map_err(|later| {
+                        if later.kind() == ErrorKind::NoSpace { error } else { later }
+                    })?;
+                }
+                made => return made.map(|(seqno, ())| seqno),
+            }
+        }
     }
 
     /// The volume or snapshot with this identity.
@@ -206,8 +248,8 @@ impl Pool {
     /// # Errors
     /// `NotFound`, `Invalid` (it would shrink), `Limit`, `NoSpace` (reservation), or the pool's.
     pub async fn modify(&self, id: VolumeId, change: ModifyVolume) -> Result<VolumeInfo> {
-        let (seqno, _) = self
-            .transact(|inner| {
+        let seqno = self
+            .transact_when_free(|inner| {
                 let volume = inner.state.volume(id).ok_or_else(|| no_volume(id))?;
                 let entry = &volume.entry;
                 if entry.snapshot && change.read_only == Some(false) {
@@ -217,12 +259,13 @@ impl Pool {
                     ));
                 }
                 let reservation = change.reservation_bytes.map(blocks_for);
-                let more = reservation.map_or(0, |r| r.saturating_sub(entry.reservation_blocks));
-                inner.check_reservation(&entry.name, more)?;
+                let more = reservation.map_or(0, |blocks| volume.unmet_of(blocks));
+                let more = more.saturating_sub(volume.unmet_reservation());
+                inner.check_promise(&entry.name, more)?;
                 let mut labels: std::collections::BTreeMap<_, _> =
                     entry.labels.iter().cloned().collect();
                 labels.extend(change.labels.clone());
-                labels.retain(|_, value| !value.is_empty());
+                labels.retain(|key, value| !value.is_empty() || !change.labels.contains_key(key));
                 let labels: Vec<_> = labels.into_iter().collect();
                 let before = entry_bytes(&entry.name, &entry.labels);
                 let longer = entry_bytes(&entry.name, &labels).saturating_sub(before);
@@ -246,8 +289,7 @@ impl Pool {
                     },
                     labels,
                 };
-                let record = Record::Modify(Box::new(new));
-                Ok((Some(record), ()))
+                Ok(Some(Record::Modify(Box::new(new))))
             })
             .await?;
         self.update_throttle(id);

@@ -21,11 +21,13 @@ use crate::units::{BLOCK_SIZE, VolumeId, to_u32, to_u64, to_usize};
 /// Blocks by which deletions may let the catalogue grow in one checkpoint: what has made no
 /// deletion yet can be many of them when it is settled. A 512th of the pool, within these bounds.
 const CATALOGUE_SLACK: (u64, u64) = (4, 256);
-/// Checkpoints that a write waits for before it is told that the pool is full.
-const PATIENCE: usize = 4;
-/// The same for a write that pays its blocks back. Of many at once that do not find room together,
-/// each checkpoint lets some go on.
-const PATIENCE_PAYING_BACK: usize = 64;
+/// At least what one edit of a map of five levels takes.
+const NODES_LEAST: u64 = 20;
+/// Checkpoints that growth waits for before it is told that the pool is full.
+pub(super) const PATIENCE: usize = 4;
+/// The same for a write that must not be refused: one that pays its blocks back, or was promised
+/// them. Of many at once that do not find room together, each checkpoint lets some go on.
+const PATIENCE_OF_OTHERS: usize = 64;
 
 /// A write that has its blocks.
 pub(crate) struct Placed {
@@ -57,8 +59,9 @@ pub(crate) enum Wait {
     Space {
         /// This many were published.
         published: u64,
-        /// The next checkpoint gives as many blocks back as the write takes.
-        pays_back: bool,
+        /// The next checkpoint gives as many blocks back as the write takes, or it was promised
+        /// them.
+        patient: bool,
     },
 }
 
@@ -126,14 +129,17 @@ impl Inner {
         self.kept_for_nodes().saturating_sub(aside) + catalogues
     }
 
-    /// Blocks that growth leaves alone: the hard reserve and as much again for overwrites.
+    /// Blocks that growth leaves alone: the hard reserve, and room for overwrites and promises.
+    /// However small the pieces are in which these replace what the pool holds, their maps fit: a
+    /// node that is half full names 126 blocks, a replaced block adds two pieces at most.
     pub(crate) fn growth_reserve(&self) -> u64 {
-        self.hard_reserve() + self.kept_for_nodes() + self.kept_for_catalogues()
+        let maps = (self.state.geometry.usable_blocks() / 64).max(NODES_LEAST);
+        self.hard_reserve() + maps + self.kept_for_catalogues()
     }
 
-    /// At least what one edit of a map of five levels takes.
+    /// Blocks for the nodes of changes that are on their way into a checkpoint.
     fn kept_for_nodes(&self) -> u64 {
-        (self.state.geometry.usable_blocks() / 64).clamp(20, 8192)
+        (self.state.geometry.usable_blocks() / 64).clamp(NODES_LEAST, 8192)
     }
 
     /// Two catalogues, of which the next may be longer than the last.
@@ -182,7 +188,8 @@ impl Inner {
             return self.place(write, blocks);
         }
         let published = self.published;
-        Admission::Wait(write, Wait::Space { published, pays_back: overwrites })
+        let patient = overwrites || self.promised(&write) >= blocks;
+        Admission::Wait(write, Wait::Space { published, patient })
     }
 
     fn place(&mut self, write: Pending, blocks: u64) -> Admission {
@@ -201,7 +208,7 @@ impl Inner {
                     let wait = match error {
                         TakeError::Load(group) => Wait::Group(group),
                         TakeError::Full => {
-                            Wait::Space { published: self.published, pays_back: false }
+                            Wait::Space { published: self.published, patient: false }
                         }
                     };
                     return Admission::Wait(write, wait);
@@ -222,11 +229,16 @@ impl Inner {
         if left >= reserve + self.state.reservations {
             return true; // Without adding up who was promised what.
         }
-        let promised = self.state.volume(write.volume).map_or(0, |v| v.unmet_reservation());
+        let promised = self.promised(write);
         if promised >= blocks {
             return left >= self.hard_reserve();
         }
         left >= reserve + self.state.reserved_blocks() - promised
+    }
+
+    /// Blocks that the volume of a write was promised and does not have yet.
+    fn promised(&self, write: &Pending) -> u64 {
+        self.state.volume(write.volume).map_or(0, |volume| volume.unmet_reservation())
     }
 
     /// Whether every block that the write replaces is the volume's own for certain, so that the
@@ -262,9 +274,9 @@ impl Pool {
                     looked_up = true;
                     self.load_map_of(&write).await
                 }
-                Wait::Space { published, pays_back } => {
+                Wait::Space { published, patient } => {
                     waited += 1;
-                    if waited > if pays_back { PATIENCE_PAYING_BACK } else { PATIENCE } {
+                    if waited > if patient { PATIENCE_OF_OTHERS } else { PATIENCE } {
                         let what = "the pool is full; delete volumes or grow it";
                         Err(Error::new(ErrorKind::NoSpace, what))
                     } else {

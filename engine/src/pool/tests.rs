@@ -197,6 +197,30 @@ fn io_limits_are_kept() {
 }
 
 #[test]
+fn a_change_removes_the_labels_that_it_names() {
+    let labels = |labels: &[(&str, &str)]| {
+        labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
+    };
+    let sim = SimDisk::new(4, 4096, SimOptions::default());
+    sim.run(async {
+        let disk = sim.disk();
+        Pool::format(&disk, &format_options(&disk)).await.unwrap();
+        let pool = open(&sim).await.unwrap();
+        let made = labels(&[("app", ""), ("tier", "db"), ("zone", "a")]);
+        let a = CreateVolume { labels: made, ..volume("a", Source::Empty) };
+        let a = pool.create(a).await.unwrap().id;
+        let longer = ModifyVolume { size_bytes: Some(8 << 20), ..ModifyVolume::default() };
+        let info = pool.modify(a, longer).await.unwrap();
+        assert_eq!(info.labels, labels(&[("app", ""), ("tier", "db"), ("zone", "a")]));
+        let change = labels(&[("none", ""), ("tier", ""), ("zone", "b")]);
+        let change = ModifyVolume { labels: change, ..ModifyVolume::default() };
+        let info = pool.modify(a, change).await.unwrap();
+        assert_eq!(info.labels, labels(&[("app", ""), ("zone", "b")]));
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_writer_who_never_flushes_is_synced_now_and_then() {
     let sim = SimDisk::new(1, 64 << 10, SimOptions::default());
     sim.run(async {

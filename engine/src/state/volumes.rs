@@ -52,7 +52,21 @@ impl Volume {
     /// Blocks that it was promised and has not used.
     #[must_use]
     pub fn unmet_reservation(&self) -> u64 {
-        self.entry.reservation_blocks.saturating_sub(self.own() + self.inflight_blocks)
+        self.unmet_of(self.entry.reservation_blocks)
+    }
+
+    /// The same for a reservation of so many blocks.
+    #[must_use]
+    pub fn unmet_of(&self, reservation_blocks: u64) -> u64 {
+        reservation_blocks.saturating_sub(self.own() + self.inflight_blocks)
+    }
+
+    /// Blocks by which its unmet reservation grows when a clone or snapshot is taken of it, and
+    /// nothing that it has is surely its own any more.
+    #[must_use]
+    pub fn renewed_reservation(&self) -> u64 {
+        let unmet = self.entry.reservation_blocks.saturating_sub(self.inflight_blocks);
+        unmet - self.unmet_reservation()
     }
 
     /// Blocks that it has added to the pool, at most: what it wrote and still has, and what it

@@ -260,8 +260,9 @@ impl Calls<'_> {
         let mut labels = BTreeMap::new();
         if let Some(known) = &known {
             labels.clone_from(&known.labels);
-            labels.extend(raw.labels());
-            labels.retain(|_, value| !value.is_empty());
+            let change = raw.labels();
+            labels.extend(change.clone());
+            labels.retain(|key, value| !value.is_empty() || !change.contains_key(key));
             reasons.when(!are_labels(&labels), "limit");
             reasons.when(known.snapshot && read_only == Some(false), "read_only");
             if let Some(size) = size_bytes {
