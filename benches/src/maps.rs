@@ -47,7 +47,8 @@ impl Map {
     pub fn write(&mut self, lba: Lba) {
         self.seq += 1;
         self.next_block += 2;
-        prepare_edit(&self.cache, self.root.as_ref(), lba, 1).expect("all nodes are in memory");
+        prepare_edit(&self.cache, self.root.as_ref(), lba, 1, |_| ())
+            .expect("all nodes are in memory");
         let mut context = EditContext {
             cache: &mut self.cache,
             fresh: &mut self.nodes,

@@ -111,7 +111,9 @@ pub fn lookup(
 }
 
 /// Looks for every node that [`super::edit`] of the same range will touch, and changes nothing.
-/// After `Ok` that edit cannot miss, as long as nothing is loaded into the cache in between.
+/// After `Ok` that edit cannot miss, as long as nothing is loaded into the cache in between, and no
+/// edit before it moves a node away from under a pointer of a damaged map: see [`super::Claims`],
+/// for which `meet` is called with each of the nodes.
 ///
 /// # Errors
 /// `Missing`: the first node that has to be read.
@@ -120,10 +122,23 @@ pub fn prepare_edit(
     root: Option<&Root>,
     lba: Lba,
     len: u64,
+    mut meet: impl FnMut(&NodeRef),
 ) -> Result<(), Missing> {
     let Some(root) = root else { return Ok(()) };
     let wanted = root.node_ref();
-    prepare_below(cache, cache.resident(&wanted)?, &wanted, lba.get(), lba.get() + len)
+    let slot = cache.resident(&wanted)?;
+    prepare_below(cache, slot, &wanted, lba.get(), lba.get() + len, &mut meet)
+}
+
+/// The first node that [`super::edit`] of a range will touch and that has to be read.
+#[must_use]
+pub fn missing_for_edit(
+    cache: &NodeCache,
+    root: Option<&Root>,
+    lba: Lba,
+    len: u64,
+) -> Option<Missing> {
+    prepare_edit(cache, root, lba, len, |_| ()).err()
 }
 
 /// As [`prepare_edit`], below the node `of`, which is in `slot`.
@@ -133,17 +148,19 @@ fn prepare_below(
     of: &NodeRef,
     start: u64,
     end: u64,
+    meet: &mut impl FnMut(&NodeRef),
 ) -> Result<(), Missing> {
+    meet(of);
     if of.level == 0 {
         return Ok(());
     }
     let node = cache.node(slot);
     let span = Span::of(node, of, start, end);
     let first = child_ref(node, span.first, of.end);
-    prepare_below(cache, cache.child(slot, span.first, &first)?, &first, start, end)?;
+    prepare_below(cache, cache.child(slot, span.first, &first)?, &first, start, end, meet)?;
     let last = child_ref(node, span.last, of.end);
     if span.last != span.first && !covered(&last, start, end) {
-        prepare_below(cache, cache.child(slot, span.last, &last)?, &last, start, end)?;
+        prepare_below(cache, cache.child(slot, span.last, &last)?, &last, start, end, meet)?;
     }
     Ok(())
 }

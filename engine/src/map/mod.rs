@@ -30,6 +30,7 @@
 //! than the last edit. Sparse nodes are not merged.
 
 mod cache;
+mod claims;
 mod diff;
 mod edit;
 mod index;
@@ -40,9 +41,10 @@ use crate::units::{BlockNo, Seqno};
 
 pub use crate::format::node::{Extent, Node, NodeChild, NodePtr, Root, children};
 pub use cache::NodeCache;
+pub use claims::Claims;
 pub use diff::{DiffRun, diff};
 pub use edit::edit;
-pub use lookup::{is_own, lookup, missing_for, prepare_edit};
+pub use lookup::{is_own, lookup, missing_for, missing_for_edit, prepare_edit};
 
 use crate::format::node::{INNER_ENTRIES_MAX, LEAF_ENTRIES_MAX};
 use crate::limits::MAP_LEVELS_MAX;

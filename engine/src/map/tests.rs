@@ -119,7 +119,7 @@ impl World {
     pub(super) fn prepare(&mut self, at: usize, lba: u64, len: u64) {
         for _ in 0..1000 {
             let root = self.volumes[at].root;
-            match prepare_edit(&self.cache, root.as_ref(), Lba::new(lba), len) {
+            match prepare_edit(&self.cache, root.as_ref(), Lba::new(lba), len, |_| ()) {
                 Ok(()) => return,
                 Err(missing) => self.load(&missing),
             }

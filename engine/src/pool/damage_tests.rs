@@ -11,6 +11,7 @@ use crate::error::{ErrorKind, Result};
 use crate::format::geometry::{Geometry, PageId, Table};
 use crate::format::group::BlockType;
 use crate::format::superblock;
+use crate::space::{Run, TakeError};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, VolumeId, to_u64, to_usize};
 
 const BLOCKS: u64 = 4096;
@@ -323,6 +324,46 @@ fn forge(image: &mut Image, geometry: &Geometry, block: BlockNo, random: &mut Rn
         bytes[..4].copy_from_slice(&crc.to_le_bytes());
     }
     image.write(block, 0, &bytes);
+}
+
+/// Sets all free blocks aside for nodes.
+async fn set_all_aside(pool: &Pool) {
+    loop {
+        let refilled = pool.core.lock().refill_nodes(to_usize(BLOCKS));
+        match refilled {
+            Err(TakeError::Load(group)) => pool.load_group(group).await.unwrap(),
+            _ => break,
+        }
+    }
+}
+
+/// Counts that are too low have given up a node that a map still names.
+#[test]
+fn a_node_in_a_free_block_is_refused() {
+    for warm in [false, true] {
+        let sim = SimDisk::new(4, BLOCKS, SimOptions::default());
+        sim.run(async {
+            let mut world = World::new(&sim, 4).await;
+            let volume = world.create(None, false).await;
+            world.write(volume, 0, 50).await;
+            world.pool.close().await.unwrap();
+            let pool = open(&sim).await.unwrap();
+            let device = pool.device(volume).unwrap();
+            if warm {
+                device.read(0, 4096).await.expect("all is well");
+            }
+            let root = pool.core.lock().state.volume(volume).unwrap().entry.root.unwrap().ptr.block;
+            pool.core.lock().state.space.release(Run { block: root, len: 1 }).unwrap();
+            if warm {
+                set_all_aside(&pool).await;
+            }
+            let error = device.read(0, 4096).await.err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+            let expected = format!("map node at {root}: its block is counted as free");
+            assert!(error.to_string().contains(&expected), "{error}");
+        })
+        .unwrap();
+    }
 }
 
 /// Uses a pool in every way, whatever comes of it.

@@ -80,6 +80,18 @@ impl Inner {
         self.state.node_blocks.len() + to_usize(self.free_for_nodes())
     }
 
+    /// Takes a node that was read into the cache.
+    fn take_in(&mut self, missing: &Missing, bytes: &[u8]) -> Result<()> {
+        let state = &mut self.state;
+        let block = missing.block;
+        if state.space.is_free(block) || state.node_blocks.contains(&block) {
+            return Err(Error::corrupt(format!(
+                "map node at {block}: its block is counted as free; run `pando pool check`"
+            )));
+        }
+        state.cache.insert_loaded(missing, bytes)
+    }
+
     /// Sets blocks aside for new nodes until `count` are at hand. Two catalogues always fit
     /// behind them: without one no checkpoint, and so no deletion, could be made.
     pub(crate) fn refill_nodes(&mut self, count: usize) -> std::result::Result<(), TakeError> {
@@ -93,6 +105,9 @@ impl Inner {
             match self.state.space.take(missing) {
                 Ok(run) => {
                     let blocks = (0..run.len).rev().map(|i| run.block.plus(i));
+                    // A damaged map may name a node there. It must not be found any more, or a new
+                    // node would take its place between two edits.
+                    blocks.clone().for_each(|block| self.state.cache.forget(block));
                     self.state.node_blocks.splice(0..0, blocks);
                 }
                 Err(_) if self.state.node_blocks.len() >= count => break,
@@ -129,7 +144,7 @@ impl Pool {
     /// Brings a node into the cache. The caller holds a [`Pin`] from before it looked the node up.
     pub(crate) async fn load_node(&self, missing: &Missing) -> Result<()> {
         let buf = self.read_block(missing.block).await?;
-        let loaded = self.core.lock().state.cache.insert_loaded(missing, buf.as_bytes());
+        let loaded = self.core.lock().take_in(missing, buf.as_bytes());
         loaded.inspect_err(|error| tracing::error!(%error, "a part of a volume cannot be read"))
     }
 

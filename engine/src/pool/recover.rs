@@ -138,7 +138,7 @@ impl Pool {
                     let (volume, len) = (inner.state.volume(run.volume)?, u64::from(run.len));
                     // What leads out of its volume is refused when its turn has come.
                     let root = volume.entry.root.as_ref().filter(|_| volume.holds(run.lba, len));
-                    map::prepare_edit(&inner.state.cache, root, run.lba, len).err()
+                    map::missing_for_edit(&inner.state.cache, root, run.lba, len)
                 };
                 ranges.filter_map(look).collect()
             };

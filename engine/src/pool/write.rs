@@ -181,7 +181,7 @@ impl Pool {
         let needed = |inner: &Inner| {
             ranges.iter().any(|(volume, lba, len)| {
                 let root = inner.state.volume(*volume).and_then(|v| v.entry.root.as_ref());
-                crate::map::prepare_edit(&inner.state.cache, root, *lba, *len).is_err()
+                crate::map::missing_for_edit(&inner.state.cache, root, *lba, *len).is_some()
             })
         };
         if !needed(&self.core.lock()) {
@@ -197,9 +197,9 @@ impl Pool {
             let missing = {
                 let inner = self.core.lock();
                 let root = inner.state.volume(volume).and_then(|v| v.entry.root.as_ref());
-                crate::map::prepare_edit(&inner.state.cache, root, lba, len)
+                crate::map::missing_for_edit(&inner.state.cache, root, lba, len)
             };
-            let Err(missing) = missing else { return };
+            let Some(missing) = missing else { return };
             if self.load_node(&missing).await.is_err() {
                 return; // Met again, and reported, when the record is prepared.
             }

@@ -8,9 +8,10 @@ use super::{State, Volume};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::{VolumeEntry, entry_bytes};
 use crate::format::geometry::Table;
+use crate::format::node::NodeRef;
 use crate::format::record::{MapRun, NewProperties, NewVolume, Record};
 use crate::limits;
-use crate::map::{self, EditContext, FreshNodes, Missing, RefChange, RefDelta};
+use crate::map::{self, Claims, EditContext, FreshNodes, Missing, RefChange, RefDelta};
 use crate::space::{Run, Space};
 use crate::units::{BlockNo, Lba, Seqno, VolumeId, to_u64};
 
@@ -90,15 +91,16 @@ impl State {
         if self.node_blocks.len() < nodes {
             return Err(Need::NodeBlocks(nodes));
         }
+        let mut claims = Claims::new(self.seal);
         for run in runs {
             let volume = self.known(run.volume)?;
             let len = u64::from(run.len);
             if !volume.holds(run.lba, len) || !self.geometry.holds_run(run.block, len) {
                 return Err(Error::corrupt("map record: run out of bounds").into());
             }
-            map::prepare_edit(&self.cache, volume.entry.root.as_ref(), run.lba, len)?;
+            self.prepare_edit(volume, run.lba, len, &mut claims)?;
         }
-        Ok(())
+        Ok(claims.check()?)
     }
 
     fn prepare_unmap(&self, id: VolumeId, lba: Lba, len: u64) -> std::result::Result<(), Need> {
@@ -110,7 +112,21 @@ impl State {
         if self.node_blocks.len() < nodes {
             return Err(Need::NodeBlocks(nodes));
         }
-        Ok(map::prepare_edit(&self.cache, volume.entry.root.as_ref(), lba, len)?)
+        let mut claims = Claims::new(self.seal);
+        self.prepare_edit(volume, lba, len, &mut claims)?;
+        Ok(claims.check()?)
+    }
+
+    fn prepare_edit(
+        &self,
+        volume: &Volume,
+        lba: Lba,
+        len: u64,
+        claims: &mut Claims,
+    ) -> std::result::Result<(), Missing> {
+        let VolumeEntry { id, shared_at, root, .. } = &volume.entry;
+        let meet = |node: &NodeRef| claims.add(*id, *shared_at, node);
+        map::prepare_edit(&self.cache, root.as_ref(), lba, len, meet)
     }
 
     fn check_create(&self, volumes: &[NewVolume]) -> Result<()> {
