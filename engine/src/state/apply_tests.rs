@@ -4,6 +4,7 @@ use super::*;
 use crate::format::catalogue::{Catalogue, GroupEntry, IoLimits};
 use crate::format::geometry::Geometry;
 use crate::map::{Fanout, NodeCache};
+use crate::space::Bitmap;
 use crate::units::BLOCK_BYTES;
 
 const UUID: [u8; 16] = [1; 16];
@@ -109,6 +110,34 @@ fn blocks_for_nodes_are_asked_for_first() {
     assert!(matches!(state.prepare(&record), Err(Need::NodeBlocks(4))));
     let record = Record::Unmap { volume, lba, len: 1 };
     assert!(matches!(state.prepare(&record), Err(Need::NodeBlocks(4))));
+}
+
+/// A node that a clone shares with its source, until a damaged catalogue says to both that it is
+/// their own.
+#[test]
+fn a_record_that_meets_a_node_of_two_owners_is_refused() {
+    let mut state = state();
+    let mut bitmap = Bitmap::full(1020);
+    bitmap.set(0, 1020, true);
+    state.space.install(0, bitmap);
+    let taken = state.space.take(40).expect("all is free");
+    state.node_blocks = (2..40).map(|n| taken.block.plus(n)).collect();
+    let map = |runs: &[MapRun]| Record::Map { runs: runs.to_vec(), sums: vec![0; runs.len()] };
+    let first = map(&[run(1, 0, taken.block, 1)]);
+    for record in [first, Record::Create(vec![new(3, "c", Some(1))])] {
+        state.prepare(&record).expect("it can be done");
+        state.apply(state.seqno.next(), record);
+    }
+    state.seal = state.seqno;
+
+    let block = taken.block.plus(1);
+    let both = map(&[run(1, 5, block, 1), run(3, 5, block, 1)]);
+    state.prepare(&both).expect("they share it");
+    for id in [1, 3] {
+        state.volume_mut(VolumeId::new(id)).expect("made").entry.shared_at = Seqno::new(0);
+    }
+    refused(&state, vec![("two pointers name it", both)]);
+    state.prepare(&map(&[run(1, 5, block, 1), run(1, 9, block, 1)])).expect("it has one owner");
 }
 
 #[test]
