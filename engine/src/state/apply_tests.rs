@@ -3,9 +3,10 @@
 use super::*;
 use crate::format::catalogue::{Catalogue, GroupEntry, IoLimits};
 use crate::format::geometry::Geometry;
+use crate::format::node::{HEADER_BYTES, InnerEntry, seal_crc};
 use crate::map::{Fanout, NodeCache};
 use crate::space::Bitmap;
-use crate::units::BLOCK_BYTES;
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE};
 
 const UUID: [u8; 16] = [1; 16];
 
@@ -112,32 +113,71 @@ fn blocks_for_nodes_are_asked_for_first() {
     assert!(matches!(state.prepare(&record), Err(Need::NodeBlocks(4))));
 }
 
+/// [`state`] with free blocks; those that are taken, and the rest for nodes.
+fn writable(fanout: Fanout) -> (State, BlockNo) {
+    let mut state = state();
+    state.cache = NodeCache::new(64, UUID, fanout);
+    let mut bitmap = Bitmap::full(1020);
+    bitmap.set(0, 1020, true);
+    state.space.install(0, bitmap);
+    let taken = state.space.take(400).expect("all is free");
+    state.node_blocks = (200..400).map(|n| taken.block.plus(n)).collect();
+    (state, taken.block)
+}
+
+fn map_of(runs: &[MapRun]) -> Record {
+    Record::Map { runs: runs.to_vec(), sums: vec![0; runs.len()] }
+}
+
+fn do_all(state: &mut State, records: Vec<Record>) {
+    for record in records {
+        state.prepare(&record).expect("it can be done");
+        state.apply(state.seqno.next(), record);
+    }
+}
+
 /// A node that a clone shares with its source, until a damaged catalogue says to both that it is
 /// their own.
 #[test]
 fn a_record_that_meets_a_node_of_two_owners_is_refused() {
-    let mut state = state();
-    let mut bitmap = Bitmap::full(1020);
-    bitmap.set(0, 1020, true);
-    state.space.install(0, bitmap);
-    let taken = state.space.take(40).expect("all is free");
-    state.node_blocks = (2..40).map(|n| taken.block.plus(n)).collect();
-    let map = |runs: &[MapRun]| Record::Map { runs: runs.to_vec(), sums: vec![0; runs.len()] };
-    let first = map(&[run(1, 0, taken.block, 1)]);
-    for record in [first, Record::Create(vec![new(3, "c", Some(1))])] {
-        state.prepare(&record).expect("it can be done");
-        state.apply(state.seqno.next(), record);
-    }
+    let (mut state, block) = writable(Fanout::FULL);
+    let clone = Record::Create(vec![new(3, "c", Some(1))]);
+    do_all(&mut state, vec![map_of(&[run(1, 0, block, 1)]), clone]);
     state.seal = state.seqno;
 
-    let block = taken.block.plus(1);
-    let both = map(&[run(1, 5, block, 1), run(3, 5, block, 1)]);
+    let block = block.plus(1);
+    let both = map_of(&[run(1, 5, block, 1), run(3, 5, block, 1)]);
     state.prepare(&both).expect("they share it");
     for id in [1, 3] {
         state.volume_mut(VolumeId::new(id)).expect("made").entry.shared_at = Seqno::new(0);
     }
     refused(&state, vec![("two pointers name it", both)]);
-    state.prepare(&map(&[run(1, 5, block, 1), run(1, 9, block, 1)])).expect("it has one owner");
+    let one = map_of(&[run(1, 5, block, 1), run(1, 9, block, 1)]);
+    state.prepare(&one).expect("it has one owner");
+}
+
+/// The first leaf and the last are the same, as a damaged root has it.
+#[test]
+fn a_discard_that_meets_a_node_twice_is_refused() {
+    let (mut state, block) = writable(Fanout { leaf_max: 4, inner_max: 4 });
+    let writes = (0..12).map(|n| map_of(&[run(1, 2 * n, block.plus(2 * n), 1)]));
+    do_all(&mut state, writes.collect());
+    let root = state.volume(VolumeId::new(1)).and_then(|v| v.entry.root).expect("written");
+    let blocks = state.cache.dirty_blocks_sealed(state.seqno);
+    blocks.into_iter().for_each(|block| state.cache.mark_clean(block));
+    state.seal = state.seqno;
+    let discard = Record::Unmap { volume: VolumeId::new(1), lba: Lba::new(1), len: 21 };
+    state.prepare(&discard).expect("all is well");
+
+    let mut bytes = [0; BLOCK_SIZE];
+    assert!(state.cache.copy_out(root.ptr.block, &mut bytes), "it is in memory");
+    let entry = |n: usize| HEADER_BYTES + n * size_of::<InnerEntry>();
+    let first = bytes[entry(0) + 8..entry(0) + 24].to_vec();
+    bytes[entry(2) + 8..entry(2) + 24].copy_from_slice(&first); // Block and birth.
+    seal_crc(&mut bytes);
+    state.cache.forget(root.ptr.block);
+    state.cache.insert_loaded(&root.node_ref(), &bytes).expect("nothing wrong is seen in it");
+    refused(&state, vec![("two pointers name it", discard)]);
 }
 
 #[test]
