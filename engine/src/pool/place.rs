@@ -25,9 +25,9 @@ const CATALOGUE_SLACK: (u64, u64) = (4, 256);
 const NODES_LEAST: u64 = 20;
 /// Checkpoints that growth waits for before it is told that the pool is full.
 pub(super) const PATIENCE: usize = 4;
-/// The same for a write that must not be refused: one that pays its blocks back, or was promised
-/// them. Of many at once that do not find room together, each checkpoint lets some go on.
-const PATIENCE_OF_OTHERS: usize = 64;
+/// The same for a write that is owed its blocks: it pays them back, or was promised them. Of many at
+/// once that do not find room together, each checkpoint lets some go on.
+const PATIENCE_OWED: usize = 64;
 
 /// A write that has its blocks.
 pub(crate) struct Placed {
@@ -59,9 +59,9 @@ pub(crate) enum Wait {
     Space {
         /// This many were published.
         published: u64,
-        /// The next checkpoint gives as many blocks back as the write takes, or it was promised
+        /// They are owed to it: it gives as many back with the next checkpoint, or was promised
         /// them.
-        patient: bool,
+        owed: bool,
     },
 }
 
@@ -188,8 +188,8 @@ impl Inner {
             return self.place(write, blocks);
         }
         let published = self.published;
-        let patient = overwrites || self.promised(&write) >= blocks;
-        Admission::Wait(write, Wait::Space { published, patient })
+        let owed = overwrites || self.promised(&write) >= blocks;
+        Admission::Wait(write, Wait::Space { published, owed })
     }
 
     fn place(&mut self, write: Pending, blocks: u64) -> Admission {
@@ -208,7 +208,7 @@ impl Inner {
                     let wait = match error {
                         TakeError::Load(group) => Wait::Group(group),
                         TakeError::Full => {
-                            Wait::Space { published: self.published, patient: false }
+                            Wait::Space { published: self.published, owed: false }
                         }
                     };
                     return Admission::Wait(write, wait);
@@ -274,9 +274,9 @@ impl Pool {
                     looked_up = true;
                     self.load_map_of(&write).await
                 }
-                Wait::Space { published, patient } => {
+                Wait::Space { published, owed } => {
                     waited += 1;
-                    if waited > if patient { PATIENCE_OF_OTHERS } else { PATIENCE } {
+                    if waited > if owed { PATIENCE_OWED } else { PATIENCE } {
                         let what = "the pool is full; delete volumes or grow it";
                         Err(Error::new(ErrorKind::NoSpace, what))
                     } else {
