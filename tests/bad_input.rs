@@ -208,7 +208,11 @@ fn impossible_requests_are_refused_by_name() {
         (words("volume create a/b --size 1MiB"), "invalid", "a/b"),
         (words("volume create .hidden --size 1MiB"), "invalid", ".hidden"),
         (words(&format!("volume create {long} --size 1MiB")), "invalid", "253"),
-        (words("volume create x --size 1MiB --reservation 1TiB"), "no_space", "its reservation needs"),
+        (
+            words("volume create x --size 1MiB --reservation 1TiB"),
+            "no_space",
+            "its reservation needs",
+        ),
         (words("pool grow --size 32MiB"), "invalid", "shrink"),
     ];
     for (line, kind, expected) in cases {

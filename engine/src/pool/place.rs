@@ -207,9 +207,7 @@ impl Inner {
                     }
                     let wait = match error {
                         TakeError::Load(group) => Wait::Group(group),
-                        TakeError::Full => {
-                            Wait::Space { published: self.published, owed: false }
-                        }
+                        TakeError::Full => Wait::Space { published: self.published, owed: false },
                     };
                     return Admission::Wait(write, wait);
                 }

@@ -72,6 +72,10 @@ fn shape(kind: &str) {
         assert_eq!(sysfs(&path, "queue/fua"), "1");
         assert_ne!(sysfs(&path, "queue/discard_max_bytes"), "0");
         assert_eq!(sysfs(&path, "size"), (16 * MIB / 512).to_string());
+        if kind == "ublk" {
+            // A daemon that is killed while the kernel searches would never end.
+            assert_eq!(sysfs(&path, "partscan"), "0");
+        }
         detach(&system, "v");
     }
 }

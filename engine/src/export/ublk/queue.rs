@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 use tokio::sync::{Semaphore, mpsc};
 use zerocopy::transmute;
 
@@ -82,9 +83,22 @@ pub(super) async fn serve(
         spawn_local(serve_tag(Rc::clone(&queue), tag));
     }
     end_of_turn().await;
-    submit_now();
+    fetch_as_a_stranger()?;
     // Nothing that has come in since is looked at before this is done.
     queue.map(depth)
+}
+
+/// Hands in what all tags ask for, as a thread that may not administer the system. A device with such a
+/// server is not searched for partitions when it starts. The kernel would hold the device while it
+/// reads them, through this daemon: killed in that moment, it would never end, and no other could take
+/// the device back (so up to Linux 6.18 at least; "ublk: scan partition in async way" mends it).
+fn fetch_as_a_stranger() -> Result<()> {
+    let failed = |errno: rustix::io::Errno| Error::io("capabilities of a thread", errno.into());
+    let own = capabilities(None).map_err(failed)?;
+    let effective = own.effective.difference(CapabilitySet::SYS_ADMIN);
+    set_capabilities(None, CapabilitySets { effective, ..own }).map_err(failed)?;
+    submit_now();
+    set_capabilities(None, own).map_err(failed)
 }
 
 async fn serve_tag(queue: Rc<Queue>, tag: u16) {
