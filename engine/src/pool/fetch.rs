@@ -80,13 +80,15 @@ impl Inner {
         self.state.node_blocks.len() + to_usize(self.free_for_nodes())
     }
 
-    /// Takes a node that was read into the cache.
+    /// Takes a node that was read into the cache. Not from a block that is set aside for a new node,
+    /// whose place it would have to give up in the middle of a record.
     fn take_in(&mut self, missing: &Missing, bytes: &[u8]) -> Result<()> {
         let state = &mut self.state;
         let block = missing.block;
-        if state.space.is_free(block) || state.node_blocks.contains(&block) {
+        if state.node_blocks.contains(&block) {
             return Err(Error::corrupt(format!(
-                "map node at {block}: its block is counted as free; run `pando pool check`"
+                "map node at {block}: its block counts as free and is set aside for another; run \
+                 `pando pool check`"
             )));
         }
         state.cache.insert_loaded(missing, bytes)
