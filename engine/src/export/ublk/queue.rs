@@ -89,9 +89,9 @@ pub(super) async fn serve(
 }
 
 /// Hands in what all tags ask for, as a thread that may not administer the system. A device with such a
-/// server is not searched for partitions when it starts. The kernel would hold the device while it
-/// reads them, through this daemon: killed in that moment, it would never end, and no other could take
-/// the device back (so up to Linux 6.18 at least; "ublk: scan partition in async way" mends it).
+/// server is not searched for partitions when it starts. Linux 6.12 keeps the device locked while it
+/// reads them through this daemon: killed in that moment, it would never end, and no other could take
+/// the device back. (Later kernels search behind the start, without the lock.)
 fn fetch_as_a_stranger() -> Result<()> {
     let failed = |errno: rustix::io::Errno| Error::io("capabilities of a thread", errno.into());
     let own = capabilities(None).map_err(failed)?;
