@@ -416,8 +416,9 @@ impl Use<'_> {
         self.change(&pool).await;
     }
 
-    /// Whether a read was refused because a node lies in a block that counts as free, and is set aside. Only the first of
-    /// two pointers that disagree about a node is followed when references are counted.
+    /// Whether a read was refused because a node lies in a block that counts as free, and is set
+    /// aside. Only the first of two pointers that disagree about a node is followed when references
+    /// are counted.
     fn in_free_block(&self, error: &Error) -> bool {
         let text = error.to_string();
         let names = |block: &BlockNo| text.starts_with(&format!("map node at {block}:"));
