@@ -1,6 +1,9 @@
 //! Full pools: growth is refused, for that request alone; everything else goes on, and everything
 //! that is deleted comes back.
 
+#[path = "full_pool/promises.rs"]
+mod promises;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -358,139 +361,6 @@ fn a_growth_limit_bears_a_schedule_of_snapshots() {
         drain(&pool).await.unwrap();
     })
     .unwrap();
-}
-
-#[test]
-fn reservations_and_growth_limits_hold() {
-    for reserved in [0, 1, 17, 60, 200] {
-        let _told = Told(|| format!("{reserved} blocks promised"));
-        let config = config(700);
-        let sim = SimDisk::from_image(config.formatted(), reserved, SimOptions::default());
-        sim.run(async {
-            let pool = config.open(&sim).await.unwrap();
-            let a = pool.create(promised("a", reserved, 0)).await.unwrap().id;
-            let limited = pool.create(promised("limited", 0, 20)).await.unwrap().id;
-            let greedy = pool.create(promised("greedy", 0, 0)).await.unwrap().id;
-            assert_eq!(fill(&pool, limited, 100).await, 20, "the growth limit");
-            let got = fill(&pool, greedy, 4096).await;
-            assert!(got + reserved > 400 && got + reserved < 700, "{got} blocks");
-            assert_eq!(fill(&pool, limited, 20).await, 20, "overwrites go on");
-            assert!(fill(&pool, a, 4096).await >= reserved, "what was promised is there");
-            let error = pool.create(promised("late", 50, 0)).await.unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::NoSpace, "nothing is left to promise");
-            drain(&pool).await.unwrap();
-        })
-        .unwrap();
-    }
-}
-
-fn reservation(blocks: u64) -> ModifyVolume {
-    ModifyVolume { reservation_bytes: Some(blocks * 4096), ..ModifyVolume::default() }
-}
-
-/// A full pool whose volumes `a`, with a reservation that it has used, and `greedy` take all.
-/// Returns them, and how many blocks `greedy` got.
-async fn filled_beside(pool: &Pool, reserved: u64) -> (VolumeId, VolumeId, u64) {
-    let a = pool.create(promised("a", reserved, 0)).await.expect("there is room").id;
-    assert_eq!(fill(pool, a, reserved).await, reserved, "there is room");
-    let greedy = pool.create(promised("greedy", 0, 0)).await.expect("there is room").id;
-    let got = fill(pool, greedy, 4096).await;
-    (a, greedy, got)
-}
-
-/// A copy keeps what its source has written, and the source may write all of it once more.
-#[test]
-fn what_a_copy_keeps_is_promised_to_its_source_again() {
-    let config = config(900);
-    let sim = SimDisk::from_image(config.formatted(), 7, SimOptions::default());
-    sim.run(async {
-        let pool = config.open(&sim).await.unwrap();
-        let (a, greedy, got) = filled_beside(&pool, 100).await;
-        let group = vec![taken_of("one", greedy, true), taken_of("two", a, false)];
-        for copies in [vec![taken_of("s", a, true)], vec![taken_of("c", a, false)], group] {
-            let error = pool.create_group(copies).await.unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
-            assert!(
-                error.to_string().contains("volume a: its reservation needs 409600"),
-                "{error}"
-            );
-        }
-        assert_eq!(pool.status().volumes + pool.status().snapshots, 2, "all or none");
-        pool.create(taken_of("s", greedy, true)).await.expect("nothing was promised to it");
-        assert!(fill(&pool, greedy, got).await < 60, "its snapshot keeps them");
-        assert_eq!(fill(&pool, a, 100).await, 100, "overwrites go on");
-
-        // What is given up in the same moment makes room for it.
-        let snapshot = pool.find("s").unwrap().id;
-        pool.delete(snapshot).await.unwrap();
-        let device = pool.device(greedy).unwrap();
-        device.discard(0, 150 * 4096, false).await.unwrap();
-        pool.create_group(vec![taken_of("s", a, true), taken_of("c", a, false)])
-            .await
-            .expect("one promise for two copies");
-        assert!(fill(&pool, greedy, got).await < 100);
-        assert_eq!(fill(&pool, a, 100).await, 100, "what was promised is there");
-
-        let error = pool.create(taken_of("again", a, true)).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
-        pool.modify(a, reservation(0)).await.unwrap();
-        pool.create(taken_of("again", a, true)).await.expect("nothing is promised any more");
-        drain(&pool).await.unwrap();
-    })
-    .unwrap();
-}
-
-#[test]
-fn what_is_promised_is_counted_once_and_all_together() {
-    let config = config(900);
-    let sim = SimDisk::from_image(config.formatted(), 8, SimOptions::default());
-    sim.run(async {
-        let pool = config.open(&sim).await.unwrap();
-        let both = vec![promised("one", 500, 0), promised("two", 500, 0)];
-        let error = pool.create_group(both).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
-        let one = pool.create(promised("one", 500, 0)).await.expect("there is room for one").id;
-        pool.delete(one).await.unwrap();
-
-        let (_, greedy, got) = filled_beside(&pool, 100).await;
-        pool.modify(greedy, reservation(got)).await.expect("it has them");
-        let error = pool.modify(greedy, reservation(got + 60)).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
-        drain(&pool).await.unwrap();
-    })
-    .unwrap();
-}
-
-/// Overwrites borrow what was promised to others until the next checkpoint, many times over.
-#[test]
-fn promises_are_kept_beside_many_overwrites() {
-    let config = config(900);
-    for seed in 0..20 {
-        let sim = SimDisk::from_image(config.formatted(), seed, SimOptions::default());
-        sim.run(async {
-            let pool = config.open(&sim).await.unwrap();
-            let a = pool.create(promised("a", 60, 0)).await.unwrap().id;
-            let greedy = pool.create(promised("greedy", 0, 0)).await.unwrap().id;
-            assert!(fill(&pool, greedy, 4096).await > 256, "it gets all else");
-            let overwriter = |number: u64| {
-                let pool = &pool;
-                async move {
-                    for round in 0..20 {
-                        let from = (number * 8 + round * 24) % 248;
-                        assert!(write_at(pool, greedy, from, 8).await, "seed {seed}, {round}");
-                    }
-                }
-            };
-            let promised = async {
-                for block in (0..60).step_by(3) {
-                    assert!(write_at(&pool, a, block, 3).await, "seed {seed}, block {block}");
-                }
-            };
-            let overwriters = join_all((0..32).map(overwriter));
-            futures_util::future::join(overwriters, promised).await;
-        })
-        .unwrap();
-    }
 }
 
 /// A pool that is full of long extents can be overwritten block by block: their maps fit.

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use slab::Slab;
 
 use super::LocalFuture;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use super::queued::Queued;
 use crate::sync::thread::{self, ThreadId};
 use crate::sync::{Mutex, thread_local};
 
@@ -118,8 +118,8 @@ impl Shared {
 struct TaskWaker {
     shared: Arc<Shared>,
     id: TaskId,
-    /// The task stands in the ready queue, so a second wake adds nothing.
-    queued: AtomicBool,
+    /// While the task stands in the ready queue, a second wake adds nothing.
+    queued: Queued,
 }
 
 impl Wake for TaskWaker {
@@ -128,7 +128,7 @@ impl Wake for TaskWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.queued.swap(true, Ordering::AcqRel) {
+        if self.queued.enter() {
             self.shared.push(self.id);
         }
     }
@@ -154,8 +154,7 @@ impl Local {
         self.next_serial.set(serial + 1);
         let id = TaskId { slot, serial };
         // Born queued: the first poll needs no wake.
-        let handle =
-            TaskWaker { shared: Arc::clone(&self.shared), id, queued: AtomicBool::new(true) };
+        let handle = TaskWaker { shared: Arc::clone(&self.shared), id, queued: Queued::new() };
         self.shared.push(id);
         Arc::new(handle)
     }
@@ -175,7 +174,7 @@ impl Local {
                 return;
             };
             // Cleared before the poll: a wake during the poll must queue the task again.
-            task.handle.queued.swap(false, Ordering::AcqRel);
+            task.handle.queued.leave();
             let Some(future) = task.future.take() else { return };
             (future, task.waker.clone())
         };
@@ -326,7 +325,7 @@ impl<D: Driver> Executor<D> {
             while let Some(id) = self.turn.pop_front() {
                 let mut polled = Poll::Pending;
                 if id == main.id {
-                    main.queued.swap(false, Ordering::AcqRel);
+                    main.queued.leave();
                     polled = future.as_mut().poll(&mut context);
                 } else {
                     self.local.poll_task(id);

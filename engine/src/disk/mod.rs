@@ -14,6 +14,7 @@ pub mod mapped;
 #[cfg(any(test, feature = "testing"))]
 pub mod mem;
 pub mod park;
+mod queued;
 pub mod reactor;
 pub mod ring;
 #[cfg(any(test, feature = "testing"))]

@@ -224,7 +224,9 @@ impl NodeCache {
         }
     }
 
-    pub(super) fn fanout(&self) -> Fanout {
+    /// Entries in a full node.
+    #[must_use]
+    pub const fn fanout(&self) -> Fanout {
         self.fanout
     }
 

@@ -10,7 +10,8 @@ use super::cache::Slot;
 use super::lookup::{Span, child_ref, clip, covered, first_overlap};
 use super::{EditContext, NODES_PER_EDIT_MAX, RefChange, RefDelta, Root};
 use crate::format::node::{
-    Entry, Extent, InnerEntry, LeafEntry, Node, NodeChild, NodePtr, NodeRef, children, sums,
+    Entry, Extent, InnerEntry, LBA_END, LeafEntry, Node, NodeChild, NodePtr, NodeRef, children,
+    sums,
 };
 use crate::limits::{EXTENT_BLOCKS_MAX, MAP_LEVELS_MAX};
 use crate::units::{BlockNo, Lba, Seqno, to_u32};
@@ -153,7 +154,7 @@ impl Editor<'_, '_> {
         if let Some(extent) = insert {
             self.log_data(&extent, RefChange::DataUp);
         }
-        Some(self.replace(slot, &ptr, range, pieces.as_slice()))
+        Some(self.replace(slot, &ptr, node.end, range, pieces.as_slice()))
     }
 
     /// What takes the place of which entries of the leaf in `slot`, of which the range of this
@@ -221,7 +222,7 @@ impl Editor<'_, '_> {
             return Some(Pointers::default());
         }
         let (slot, ptr) = self.make_own(slot, ptr);
-        Some(self.replace(slot, &ptr, range, pieces.as_slice()))
+        Some(self.replace(slot, &ptr, node.end, range, pieces.as_slice()))
     }
 
     /// The pointer as this volume has to see it: below a shared node nothing is its own.
@@ -274,18 +275,19 @@ impl Editor<'_, '_> {
         (slot, NodePtr { own: 0, ..moved })
     }
 
-    /// Puts `pieces` in the place of the entries `range` of the node in `slot`, which is at `ptr`
-    /// and may be changed. Splits it if they do not fit.
+    /// Puts `pieces` in the place of the entries `range` of the node in `slot`, which is at `ptr`,
+    /// ends before `end` and may be changed. Splits it if they do not fit.
     fn replace<E: Entry>(
         &mut self,
         slot: Slot,
         ptr: &NodePtr,
+        end: Lba,
         range: Range<usize>,
         pieces: &[E],
     ) -> Pointers {
         let entries = self.node(slot).entries::<E>();
         if entries.len() - range.len() + pieces.len() > self.entries_max::<E>() {
-            return self.split(slot, ptr, range, pieces);
+            return self.split(slot, ptr, end, range, pieces);
         }
         let (mapped_before, own_before) = sums(&entries[range.clone()]);
         let (mapped, own) = sums(pieces);
@@ -301,16 +303,18 @@ impl Editor<'_, '_> {
     }
 
     /// Like [`Self::replace`], into this node and a new one on its right. In the middle; but what
-    /// is appended goes to the new node alone, so that sequential writes leave full nodes.
+    /// is appended to the map goes to the new node alone, so that sequential writes leave full nodes.
+    /// Only there: before other nodes, writes that go backwards would make a node of each block.
     fn split<E: Entry>(
         &mut self,
         slot: Slot,
         ptr: &NodePtr,
+        end: Lba,
         range: Range<usize>,
         pieces: &[E],
     ) -> Pointers {
         let old = self.node(slot).entries::<E>();
-        let append = range.end == old.len();
+        let append = range.end == old.len() && end.get() == LBA_END;
         let all = [&old[..range.start], pieces, &old[range.end..]].concat();
         let at = if append { self.entries_max::<E>() } else { all.len() / 2 };
         let (left, right) = all.split_at(at);

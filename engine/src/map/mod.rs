@@ -37,7 +37,7 @@ mod index;
 mod lookup;
 mod search;
 
-use crate::units::{BlockNo, Seqno};
+use crate::units::{BlockNo, Seqno, to_u64};
 
 pub use crate::format::node::{Extent, Node, NodeChild, NodePtr, Root, children};
 pub use cache::NodeCache;
@@ -69,6 +69,19 @@ pub struct Fanout {
 impl Fanout {
     /// As much as a node holds.
     pub const FULL: Self = Self { leaf_max: LEAF_ENTRIES_MAX, inner_max: INNER_ENTRIES_MAX };
+
+    /// Nodes of a map of so many LBAs that was never discarded from, at most: then nodes are half
+    /// full but the last of each level, and an entry has an LBA of its own.
+    #[must_use]
+    pub const fn nodes_max(self, lbas: u64) -> u64 {
+        let mut level = lbas / to_u64(self.leaf_max.div_ceil(2)) + 1;
+        let mut nodes = level;
+        while level > 1 {
+            level = level.div_ceil(to_u64(self.inner_max.div_ceil(2)));
+            nodes += level;
+        }
+        nodes
+    }
 
     fn assert_valid(self) {
         assert!((4..=LEAF_ENTRIES_MAX).contains(&self.leaf_max), "leaf_max {}", self.leaf_max);

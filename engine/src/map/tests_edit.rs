@@ -23,6 +23,24 @@ fn sequential_fill_leaves_full_nodes() {
     assert!(fill.iter().all(|&count| count == 252), "{fill:?}");
 }
 
+/// Writes that go backwards: below new blocks, below a gap, and in the place of one long extent.
+#[test]
+fn descending_writes_leave_nodes_half_full() {
+    for (first, len) in [(0, 0), (0, 20), (0, 4000)] {
+        let mut world = World::new(Fanout { leaf_max: 20, inner_max: 10 }, 1000);
+        let pieces = if len > 20 { 1 } else { len };
+        for piece in 0..pieces {
+            world.map(0, first + 2 * piece, len / pieces);
+        }
+        for lba in (40..4000).rev() {
+            world.edit(0, lba, 1, Some(BlockNo::new(1_000_000 + 2 * lba)));
+        }
+        let fill = world.leaf_fill(0);
+        let sparse = fill.iter().filter(|count| **count < 10).count();
+        assert!(sparse <= 2, "{len} before: {} leaves, {sparse} sparse: {fill:?}", fill.len());
+    }
+}
+
 #[test]
 fn sequential_writes_coalesce_up_to_the_longest_extent() {
     let mut world = World::new(Fanout::FULL, 1000);

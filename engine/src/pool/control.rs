@@ -106,17 +106,43 @@ impl Inner {
 
     /// Checks that there is room for what new volumes are promised, and for what their sources are
     /// promised again: a copy keeps what its source has written, so that to write that once more
-    /// takes as many blocks.
+    /// takes as many blocks, and nodes for them.
     fn check_promises(&self, new: &[NewVolume]) -> Result<()> {
+        let fanout = self.state.cache.fanout();
         let mut more = 0u64;
         let sources: BTreeSet<VolumeId> = new.iter().filter_map(|new| new.source).collect();
         for source in sources.into_iter().filter_map(|id| self.state.volume(id)) {
-            more = more.saturating_add(source.renewed_reservation());
+            let renewed = source.renewed_promise(fanout) - source.promise(fanout);
+            more = more.saturating_add(renewed);
             self.check_promise(&source.entry.name, more)?;
         }
         for new in new {
             more = more.saturating_add(new.reservation_blocks);
+            let source = new.source.and_then(|id| self.state.volume(id));
+            if new.reservation_blocks > 0 && source.is_some_and(|source| source.mapped() > 0) {
+                more = more.saturating_add(fanout.nodes_max(blocks_for(new.size_bytes)));
+            }
             self.check_promise(&new.name, more)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the nodes which a discard copies are not those that other volumes were promised.
+    /// Where it shares nothing it copies nothing.
+    fn check_nodes_of_unmap(&self, volume: &Volume) -> Result<()> {
+        if volume.mapped() == volume.own() {
+            return Ok(());
+        }
+        let fanout = self.state.cache.fanout();
+        let others = self.state.reserved_blocks() - volume.promise(fanout);
+        let nodes = to_u64(self.state.nodes_for_edit(volume.entry.id));
+        if others > 0 && self.state.space.free() < self.hard_reserve() + others + nodes {
+            let what = format!(
+                "volume {}: a discard would take what other volumes were promised; delete volumes \
+                 or snapshots, or grow the pool",
+                volume.entry.name
+            );
+            return Err(Error::new(ErrorKind::NoSpace, what));
         }
         Ok(())
     }
@@ -259,8 +285,10 @@ impl Pool {
                     ));
                 }
                 let reservation = change.reservation_bytes.map(blocks_for);
-                let more = reservation.map_or(0, |blocks| volume.unmet_of(blocks));
-                let more = more.saturating_sub(volume.unmet_reservation());
+                // Of the size that it has: that it can grow depends on no promise.
+                let fanout = inner.state.cache.fanout();
+                let more = reservation.map_or(0, |blocks| volume.promise_of(blocks, fanout));
+                let more = more.saturating_sub(volume.promise(fanout));
                 inner.check_promise(&entry.name, more)?;
                 let mut labels: std::collections::BTreeMap<_, _> =
                     entry.labels.iter().cloned().collect();
@@ -327,10 +355,13 @@ impl Pool {
             return Ok(());
         }
         let lba = Lba::new(lba);
-        self.transact(|inner| {
+        self.transact_when_free(|inner| {
             let found = inner.state.volume(volume).ok_or_else(|| no_volume(volume))?;
-            let nothing = found.entry.root.is_none();
-            Ok(((!nothing).then_some(Record::Unmap { volume, lba, len }), ()))
+            if found.entry.root.is_none() {
+                return Ok(None);
+            }
+            inner.check_nodes_of_unmap(found)?;
+            Ok(Some(Record::Unmap { volume, lba, len }))
         })
         .await
         .map(|_| ())

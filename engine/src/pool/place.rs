@@ -224,7 +224,7 @@ impl Inner {
     fn has_space_to_grow(&self, write: &Pending, blocks: u64) -> bool {
         let Some(left) = self.state.space.free().checked_sub(blocks) else { return false };
         let reserve = self.growth_reserve();
-        if left >= reserve + self.state.reservations {
+        if left >= reserve + self.state.promises_max {
             return true; // Without adding up who was promised what.
         }
         let promised = self.promised(write);

@@ -291,31 +291,36 @@ impl State {
             frozen_blocks,
         };
         self.next_id = self.next_id.max(new.id.get() + 1);
-        self.reservations += new.reservation_blocks;
         self.entries_bytes += entry_bytes(&entry.name, &entry.labels);
         self.names.insert(new.name, new.id);
-        self.volumes.insert(new.id, Arc::new(Volume::new(entry)));
+        let volume = Volume::new(entry);
+        self.promises_max += volume.promise_max(self.cache.fanout());
+        self.volumes.insert(new.id, Arc::new(volume));
     }
 
     fn apply_modify(&mut self, new: NewProperties) {
-        let entry = &self.volume(new.id).expect("prepared").entry;
-        let before = (entry.reservation_blocks, entry_bytes(&entry.name, &entry.labels));
-        let now = (new.reservation_blocks, entry_bytes(&entry.name, &new.labels));
-        self.reservations = self.reservations - before.0 + now.0;
-        self.entries_bytes = self.entries_bytes - before.1 + now.1;
+        let fanout = self.cache.fanout();
         let volume = self.volume_mut(new.id).expect("prepared");
+        let sums = |volume: &Volume| {
+            let entry = &volume.entry;
+            (volume.promise_max(fanout), entry_bytes(&entry.name, &entry.labels))
+        };
+        let before = sums(volume);
         volume.entry.size_bytes = new.size_bytes;
         volume.entry.read_only = new.read_only;
         volume.entry.reservation_blocks = new.reservation_blocks;
         volume.entry.growth_limit_blocks = new.growth_limit_blocks;
         volume.entry.io_limits = new.io_limits;
         volume.entry.labels = new.labels;
+        let now = sums(volume);
+        self.promises_max = self.promises_max - before.0 + now.0;
+        self.entries_bytes = self.entries_bytes - before.1 + now.1;
     }
 
     fn apply_delete(&mut self, id: VolumeId) {
         let volume = self.volumes.remove(&id).expect("prepared");
         self.names.remove(&volume.entry.name);
-        self.reservations -= volume.entry.reservation_blocks;
+        self.promises_max -= volume.promise_max(self.cache.fanout());
         self.entries_bytes -= entry_bytes(&volume.entry.name, &volume.entry.labels);
         self.pass_on_frozen(&volume.entry);
         if let Some(root) = &volume.entry.root {

@@ -31,8 +31,8 @@ pub struct State {
     pub names: BTreeMap<String, VolumeId>,
     /// Identity of the next volume.
     pub next_id: u64,
-    /// Sum of all reservations, met or not, in blocks.
-    pub reservations: u64,
+    /// Sum of what the volumes can be promised with their reservations, in blocks.
+    pub promises_max: u64,
     /// Bytes of the entries of all volumes in a catalogue, at most.
     pub entries_bytes: u64,
     /// Nodes of the maps.
@@ -95,7 +95,7 @@ impl State {
         Self {
             geometry,
             uuid,
-            reservations: volumes.values().map(|v| v.entry.reservation_blocks).sum(),
+            promises_max: volumes.values().map(|v| v.promise_max(cache.fanout())).sum(),
             entries_bytes: entries_bytes(&volumes),
             names,
             volumes,
@@ -141,7 +141,7 @@ impl State {
     /// Sum of what the volumes were promised and do not have yet, in blocks.
     #[must_use]
     pub fn reserved_blocks(&self) -> u64 {
-        self.volumes.values().map(|v| v.unmet_reservation()).sum()
+        self.volumes.values().map(|v| v.promise(self.cache.fanout())).sum()
     }
 
     /// The pool has become longer, with these entries of its groups.
@@ -166,8 +166,8 @@ impl State {
                 wrong.push(format!("{what}: {is}, {kept} are kept in memory"));
             }
         };
-        let reservations = self.volumes.values().map(|v| v.entry.reservation_blocks).sum();
-        compare("blocks reserved", self.reservations, reservations);
+        let promises_max = self.volumes.values().map(|v| v.promise_max(self.cache.fanout())).sum();
+        compare("blocks promised at most", self.promises_max, promises_max);
         compare("bytes of entries", self.entries_bytes, entries_bytes(&self.volumes));
         let named =
             self.volumes.values().filter(|v| self.names.get(&v.entry.name) == Some(&v.entry.id));

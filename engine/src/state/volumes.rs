@@ -3,6 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::VolumeEntry;
 use crate::limits;
+use crate::map::Fanout;
 use crate::units::{BLOCK_BYTES, Lba, SECTOR_BYTES, blocks_for};
 
 /// Blocks of the largest pool.
@@ -49,24 +50,46 @@ impl Volume {
         self.entry.root.as_ref().map_or(0, |root| root.own(self.entry.shared_at))
     }
 
-    /// Blocks that it was promised and has not used.
+    /// Blocks of its reservation that it has not used.
     #[must_use]
     pub fn unmet_reservation(&self) -> u64 {
-        self.unmet_of(self.entry.reservation_blocks)
+        self.entry.reservation_blocks.saturating_sub(self.own() + self.inflight_blocks)
     }
 
-    /// The same for a reservation of so many blocks.
+    /// Blocks that must be left for it: its unmet reservation and, while it shares anything of its
+    /// map, as many as there can be nodes to copy before it can be written everywhere.
     #[must_use]
-    pub fn unmet_of(&self, reservation_blocks: u64) -> u64 {
-        reservation_blocks.saturating_sub(self.own() + self.inflight_blocks)
+    pub fn promise(&self, fanout: Fanout) -> u64 {
+        self.promise_with(self.entry.reservation_blocks, self.own(), fanout)
     }
 
-    /// Blocks by which its unmet reservation grows when a clone or snapshot is taken of it, and
-    /// nothing that it has is surely its own any more.
+    /// The same, if its reservation were of so many blocks.
     #[must_use]
-    pub fn renewed_reservation(&self) -> u64 {
-        let unmet = self.entry.reservation_blocks.saturating_sub(self.inflight_blocks);
-        unmet - self.unmet_reservation()
+    pub fn promise_of(&self, reservation_blocks: u64, fanout: Fanout) -> u64 {
+        self.promise_with(reservation_blocks, self.own(), fanout)
+    }
+
+    /// The same behind a clone or snapshot of it: nothing that it has is surely its own any more.
+    #[must_use]
+    pub fn renewed_promise(&self, fanout: Fanout) -> u64 {
+        self.promise_with(self.entry.reservation_blocks, 0, fanout)
+    }
+
+    fn promise_with(&self, reservation_blocks: u64, own: u64, fanout: Fanout) -> u64 {
+        let shares = self.mapped() > own;
+        let nodes = if shares { self.nodes_promised(reservation_blocks, fanout) } else { 0 };
+        nodes + reservation_blocks.saturating_sub(own + self.inflight_blocks)
+    }
+
+    /// More than it is ever promised with this reservation, whatever it holds.
+    #[must_use]
+    pub fn promise_max(&self, fanout: Fanout) -> u64 {
+        let reserved = self.entry.reservation_blocks;
+        reserved + self.nodes_promised(reserved, fanout)
+    }
+
+    fn nodes_promised(&self, reservation_blocks: u64, fanout: Fanout) -> u64 {
+        if reservation_blocks == 0 { 0 } else { fanout.nodes_max(self.lbas()) }
     }
 
     /// Blocks that it has added to the pool, at most: what it wrote and still has, and what it

@@ -450,12 +450,12 @@ fn k14_sums_of_an_open_pool() {
         let mut world = World::new(&sim, 6).await;
         world.steps(100).await;
         let volume = world.create(None, false).await;
-        world.pool.core.lock().state.reservations += 1;
+        world.pool.core.lock().state.promises_max += 1;
         let report = world.pool.check(&|_, _| ()).await.unwrap();
-        expect(&report, "K14", "blocks reserved: 0, 1 are kept in memory");
+        expect(&report, "K14", "blocks promised at most: 0, 1 are kept in memory");
         {
             let mut inner = world.pool.core.lock();
-            inner.state.reservations -= 1;
+            inner.state.promises_max -= 1;
             inner.state.volume_mut(volume).unwrap().frozen_blocks += 1;
         }
         let report = world.pool.check(&|_, _| ()).await.unwrap();
