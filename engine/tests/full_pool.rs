@@ -363,9 +363,9 @@ fn a_growth_limit_bears_a_schedule_of_snapshots() {
     .unwrap();
 }
 
-/// A pool that is full of long extents can be overwritten block by block: their maps fit.
-#[test]
-fn the_reserve_holds_a_map_of_single_blocks() {
+/// Overwrites a full pool of one long extent block by block, in the order of `place`: of the how
+/// many-th, and of how many.
+fn overwritten_in_pieces(place: impl Fn(u64, u64) -> u64) {
     let config = config(12_000);
     let sim = SimDisk::from_image(config.formatted(), 9, SimOptions::default());
     sim.run(async {
@@ -377,12 +377,20 @@ fn the_reserve_holds_a_map_of_single_blocks() {
             blocks += 64;
         }
         for at in 0..blocks {
-            assert!(write_at(&pool, db, at * 5413 % blocks, 1).await, "{at} of {blocks}");
+            assert!(write_at(&pool, db, place(at, blocks), 1).await, "{at} of {blocks}");
         }
     })
     .unwrap();
+}
+
+/// A pool that is full of long extents can be overwritten block by block: their maps fit.
+#[test]
+fn the_reserve_holds_a_map_of_single_blocks() {
+    overwritten_in_pieces(|at, blocks| at * 5413 % blocks);
+    // Backwards, behind a node that is full.
+    overwritten_in_pieces(|at, blocks| if at < 400 { 2 * at } else { blocks + 399 - at });
     // The same share of a pool that is too large for this.
-    let large = Config { pool_blocks: 12 << 20, ..config };
+    let large = config(12 << 20);
     let sim = SimDisk::from_image(large.formatted(), 9, SimOptions::default());
     sim.run(async {
         let status = large.open(&sim).await.unwrap().status();

@@ -121,7 +121,12 @@ fn pool_gauges(registry: &mut Registry, status: &PoolStatus) {
     gauge_bytes(r, "pool_pending", "Freed, on its way back", status.pending_bytes);
     gauge_bytes(r, "pool_reserve", "Kept back for upkeep and overwrites", status.reserve_bytes);
     gauge_bytes(r, "pool_provisioned", "Sum of the volumes' sizes", status.provisioned_bytes);
-    gauge_bytes(r, "pool_reserved", "Unmet reservations", status.reserved_bytes);
+    gauge_bytes(
+        r,
+        "pool_reserved",
+        "Promised to volumes and not yet theirs",
+        status.reserved_bytes,
+    );
     gauge_bytes(r, "pool_journal_used", "Journal in use", status.journal_used_bytes);
     gauge_bytes(r, "pool_journal", "Size of the journal", status.journal_bytes);
     gauge(r, "pool_volumes", "Volumes", status.volumes);

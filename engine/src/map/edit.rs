@@ -291,14 +291,13 @@ impl Editor<'_, '_> {
         }
         let (mapped_before, own_before) = sums(&entries[range.clone()]);
         let (mapped, own) = sums(pieces);
+        let mapped = ptr.mapped.saturating_sub(mapped_before).saturating_add(mapped);
+        // In a damaged map the sum of the node may be wrong. It must not come to what no reader takes.
+        let own = ptr.own.saturating_sub(own_before).saturating_add(own).min(mapped);
         let node = self.ctx.cache.node_mut(slot);
         node.splice(range, pieces);
-        let first = Some(NodePtr {
-            lba: Lba::new(node.entries::<E>()[0].key()),
-            mapped: ptr.mapped.saturating_sub(mapped_before).saturating_add(mapped),
-            own: ptr.own.saturating_sub(own_before).saturating_add(own),
-            ..*ptr
-        });
+        let lba = Lba::new(node.entries::<E>()[0].key());
+        let first = Some(NodePtr { lba, mapped, own, ..*ptr });
         Pointers { first, second: None }
     }
 

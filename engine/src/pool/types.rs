@@ -121,7 +121,8 @@ pub struct PoolStatus {
     pub reserve_bytes: u64,
     /// Sum of the volumes' sizes.
     pub provisioned_bytes: u64,
-    /// Sum of the volumes' unmet reservations.
+    /// Sum of what the volumes were promised and do not have yet: unmet reservations, and the nodes
+    /// of what they share.
     pub reserved_bytes: u64,
     /// Volumes, without snapshots.
     pub volumes: u64,
