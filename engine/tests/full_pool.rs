@@ -369,9 +369,9 @@ fn overwritten_in_pieces(place: impl Fn(u64, u64) -> u64) {
     let config = config(12_000);
     let sim = SimDisk::from_image(config.formatted(), 9, SimOptions::default());
     sim.run(async {
-        let pool = config.open(&sim).await.unwrap();
+        let pool = config.open(&sim).await.expect("a sound disk");
         let size = CreateVolume { size_bytes: Some(12_000 * 4096), ..promised("db", 0, 0) };
-        let db = pool.create(size).await.unwrap().id;
+        let db = pool.create(size).await.expect("there is room").id;
         let mut blocks = 0;
         while write_at(&pool, db, blocks, 64).await {
             blocks += 64;
@@ -380,7 +380,7 @@ fn overwritten_in_pieces(place: impl Fn(u64, u64) -> u64) {
             assert!(write_at(&pool, db, place(at, blocks), 1).await, "{at} of {blocks}");
         }
     })
-    .unwrap();
+    .expect("the power stays on");
 }
 
 /// A pool that is full of long extents can be overwritten block by block: their maps fit.
