@@ -1,6 +1,8 @@
 //! Full pools: growth is refused, for that request alone; everything else goes on, and everything
 //! that is deleted comes back.
 
+#[path = "full_pool/copies_gone.rs"]
+mod copies_gone;
 #[path = "full_pool/promises.rs"]
 mod promises;
 

@@ -286,6 +286,9 @@ fn publish(
     inner.drops_pending = to_u64(checkpointer.drops.len());
     inner.durable = inner.durable.max(checkpointer.superblock.seal);
     let state = &mut inner.state;
+    if checkpointer.drops.is_empty() {
+        state.settle_sharing(checkpointer.superblock.seal);
+    }
     for run in &runs {
         for offset in 0..run.len {
             state.cache.forget(run.block.plus(offset));

@@ -39,6 +39,7 @@ pub(super) async fn run(engine: Arc<Engine>) {
             let mark = mark(&status);
             tell(last_mark, mark, &status);
             last_mark = mark;
+            report_refusals(&engine).await;
             if let (false, Some(reason)) = (poisoned, &status.poisoned) {
                 poisoned = true;
                 error!(reason, "the pool takes no change any more; restart to recover it");
@@ -46,6 +47,14 @@ pub(super) async fn run(engine: Arc<Engine>) {
             }
         }
         tokio::time::sleep(PERIOD).await;
+    }
+}
+
+/// Names the volumes whose writes were refused since the last look.
+async fn report_refusals(engine: &Engine) {
+    let refusals = engine.control(|pool| async move { Ok(pool.take_refusals()) }).await;
+    for (volume, writes) in refusals.unwrap_or_default() {
+        warn!(volume, writes, "writes were refused for lack of space (ENOSPC)");
     }
 }
 

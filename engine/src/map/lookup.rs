@@ -180,21 +180,30 @@ pub fn missing_for(
     missing
 }
 
-/// Whether every one of the `len` blocks from `lba` on was written by the volume since it last took
-/// part in a clone or snapshot (`shared_at`), as far as the cache can tell: a node that is not
-/// here counts as no.
-#[must_use]
-pub fn is_own(cache: &NodeCache, root: &Root, shared_at: Seqno, lba: Lba, len: u64) -> bool {
+/// Whether the volume maps every one of the `len` blocks from `lba` on and has written each since it
+/// last took part in a clone or snapshot (`shared_at`; `None` if it shares nothing, so that all it
+/// maps is its own).
+///
+/// # Errors
+/// The node that must be read first.
+pub fn is_own(
+    cache: &NodeCache,
+    root: &Root,
+    shared_at: Option<Seqno>,
+    lba: Lba,
+    len: u64,
+) -> Result<bool, Missing> {
     let (mut at, end) = (lba.get(), lba.get().saturating_add(len));
     while at < end {
-        let Ok((slot, of)) = leaf_of(cache, root, Lba::new(at)) else { return false };
+        let (slot, of) = leaf_of(cache, root, Lba::new(at))?;
         let node = cache.node(slot);
         let entry = node.leaf().get(first_overlap(node.leaf(), &of, at));
-        let Some(extent) = entry.and_then(|entry| clip(entry, at, end)) else { return false };
-        if node.birth() <= shared_at || !extent.own || extent.lba.get() != at {
-            return false;
+        let Some(extent) = entry.and_then(|entry| clip(entry, at, end)) else { return Ok(false) };
+        let own = shared_at.is_none_or(|shared_at| node.birth() > shared_at && extent.own);
+        if !own || extent.lba.get() != at {
+            return Ok(false);
         }
         at += extent.len;
     }
-    true
+    Ok(true)
 }

@@ -315,8 +315,9 @@ impl World {
             }
             missing.iter().for_each(|node| self.load(node));
         }
-        let is_own = is_own(&self.cache, &root, Seqno::new(shared_at), Lba::new(lba), len);
-        assert_eq!(is_own, (lba..lba + len).all(|lba| own.contains(&lba)), "{len} from {lba} on");
+        let (lba_from, shared_at) = (Lba::new(lba), Some(Seqno::new(shared_at)));
+        let all = is_own(&self.cache, &root, shared_at, lba_from, len).expect("all nodes are here");
+        assert_eq!(all, (lba..lba + len).all(|lba| own.contains(&lba)), "{len} from {lba} on");
     }
 
     /// Right after a seal: stored counts are the pointers from all live roots, sums are exact.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use super::core::{Inner, Pool, count};
 use super::fetch::Hope;
-use super::place::PATIENCE;
+use super::place::{PATIENCE, pool_full};
 use super::types::{
     CreateVolume, IoLimits, ModifyVolume, PoolCounters, PoolStatus, Source, VolumeInfo,
 };
@@ -18,7 +18,7 @@ use crate::format::catalogue::entry_bytes;
 use crate::format::geometry::Geometry;
 use crate::format::record::{NewProperties, NewVolume, Record};
 use crate::limits::LIST_PAGE_MAX;
-use crate::state::{Volume, check_name};
+use crate::state::{Volume, check_name, is_temporary};
 use crate::units::{BLOCK_BYTES, Lba, Seqno, VolumeId, blocks_for, to_u64};
 use crate::volume;
 
@@ -46,11 +46,6 @@ pub(super) fn no_volume(what: impl std::fmt::Display) -> Error {
         ErrorKind::NotFound,
         format!("no volume or snapshot {what}; `pando volume list` shows all"),
     )
-}
-
-fn full() -> Error {
-    let what = "the pool is full; delete volumes or snapshots, or grow it";
-    Error::new(ErrorKind::NoSpace, what)
 }
 
 impl Inner {
@@ -110,7 +105,9 @@ impl Inner {
     fn check_promises(&self, new: &[NewVolume]) -> Result<()> {
         let fanout = self.state.cache.fanout();
         let mut more = 0u64;
-        let sources: BTreeSet<VolumeId> = new.iter().filter_map(|new| new.source).collect();
+        // A temporary snapshot goes by itself: a backup must not need the space of a second copy.
+        let lasting = new.iter().filter(|new| !is_temporary(new.snapshot, &new.labels));
+        let sources: BTreeSet<VolumeId> = lasting.filter_map(|new| new.source).collect();
         for source in sources.into_iter().filter_map(|id| self.state.volume(id)) {
             let renewed = source.renewed_promise(fanout) - source.promise(fanout);
             more = more.saturating_add(renewed);
@@ -132,7 +129,7 @@ impl Inner {
     fn check_nodes_of_unmap(&self, volume: &Volume) -> Result<()> {
         let nodes = to_u64(self.state.nodes_for_edit(volume.entry.id));
         let room = self.state.space.free().saturating_sub(self.hard_reserve() + nodes);
-        if volume.mapped() == volume.own() || room >= self.state.promises_max {
+        if volume.mapped() == volume.own_by_birth() || room >= self.state.promises_max {
             return Ok(()); // Without adding up who was promised what.
         }
         let fanout = self.state.cache.fanout();
@@ -201,7 +198,7 @@ impl Pool {
                 let new: Vec<NewVolume> = new.collect::<Result<_>>()?;
                 let entries = new.iter().map(|new| entry_bytes(&new.name, &new.labels)).sum();
                 if inner.state.space.free() < inner.hard_reserve_with(entries) {
-                    return Err(full());
+                    return Err(pool_full());
                 }
                 inner.check_promises(&new)?;
                 Ok(Some(Record::Create(new)))
@@ -300,7 +297,7 @@ impl Pool {
                 let longer = entry_bytes(&entry.name, &labels).saturating_sub(before);
                 let kept = inner.kept_for_catalogues_with(longer);
                 if longer > 0 && inner.state.space.free() < kept {
-                    return Err(full());
+                    return Err(pool_full());
                 }
                 let new = NewProperties {
                     id,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+use super::place::Refusals;
 use super::throttle::Throttle;
 use super::types::PoolCounters;
 use super::write::Gather;
@@ -75,6 +76,8 @@ pub(crate) struct Inner {
     pub catalogue_blocks: u64,
     /// Roots and nodes waiting to give up their children.
     pub drops_pending: u64,
+    /// Writes refused for lack of space that nobody has asked for yet.
+    pub refusals: Refusals,
     /// Of volumes that have been opened as a device and exist.
     pub throttles: BTreeMap<VolumeId, Arc<Throttle>>,
 }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::core::{Core, Inner, OpenOptions, Pool};
+use super::place::Refusals;
 use crate::checkpoint::{Checkpointer, Kind};
 use crate::disk::{Buf, Disk, HeapRing, RingMemory};
 use crate::error::{Error, ErrorKind, Result};
@@ -177,6 +178,7 @@ pub(super) fn core_of(
         closing: false,
         catalogue_blocks: to_u64(checkpointer.catalogue_blocks.len()),
         drops_pending: to_u64(checkpointer.drops.len()),
+        refusals: Refusals::default(),
         throttles: BTreeMap::new(),
     };
     Arc::new(Core::new(inner, checkpointer, options))

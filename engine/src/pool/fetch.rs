@@ -2,6 +2,7 @@
 //! returns when it is worth trying again.
 
 use super::core::{Inner, Pool, count};
+use super::place::pool_full;
 use crate::disk::Buf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::{PAGE_ENTRIES, PageId, Table};
@@ -242,10 +243,7 @@ impl Pool {
                 || inner.state.reuse.waiting().next().is_some()
         };
         if !hope {
-            return Err(Error::new(
-                ErrorKind::NoSpace,
-                "the pool is full; delete volumes or snapshots, or grow it with `pando pool grow`",
-            ));
+            return Err(pool_full());
         }
         self.await_published(published).await
     }

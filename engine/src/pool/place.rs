@@ -7,6 +7,8 @@
 //!                |  nodes, catalogue|                |
 //! ```
 
+use std::collections::BTreeMap;
+
 use super::core::{Inner, Pool, count};
 use super::fetch::Hope;
 use super::write::Pending;
@@ -14,8 +16,9 @@ use crate::disk::Buf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::{catalogue_bytes, chain_blocks};
 use crate::format::record::MapRun;
-use crate::map;
+use crate::map::{self, Missing};
 use crate::space::{Run, TakeError};
+use crate::state::Sharing;
 use crate::units::{BLOCK_SIZE, VolumeId, to_u32, to_u64, to_usize};
 
 /// Blocks by which deletions may let the catalogue grow in one checkpoint: what has made no
@@ -28,6 +31,8 @@ pub(super) const PATIENCE: usize = 4;
 /// The same for a write that is owed its blocks: it pays them back, or was promised them. Of many at
 /// once that do not find room together, each checkpoint lets some go on.
 const PATIENCE_OWED: usize = 64;
+/// Volumes whose refused writes are kept apart.
+const REFUSED_NAMES_MAX: usize = 16;
 
 /// A write that has its blocks.
 pub(crate) struct Placed {
@@ -50,11 +55,27 @@ pub(crate) enum Admission {
     Wait(Pending, Wait),
 }
 
+/// Writes refused for lack of space since somebody asked, by the names of their volumes.
+#[derive(Default)]
+pub(crate) struct Refusals {
+    by_volume: BTreeMap<String, u64>,
+}
+
+impl Refusals {
+    fn add(&mut self, name: String) {
+        if self.by_volume.len() < REFUSED_NAMES_MAX || self.by_volume.contains_key(&name) {
+            *self.by_volume.entry(name).or_default() += 1;
+        }
+    }
+}
+
 /// What a write waits for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wait {
     /// A group must be loaded.
     Group(u32),
+    /// The nodes above what it replaces must be loaded.
+    Map,
     /// Blocks must be freed by a checkpoint.
     Space {
         /// This many were published.
@@ -63,6 +84,24 @@ pub(crate) enum Wait {
         /// them.
         owed: bool,
     },
+}
+
+/// Whether every block that a write replaces is the volume's own.
+struct Replaced {
+    /// So far as its growth limit counts: the write adds nothing to the volume.
+    counted: bool,
+    /// For certain: the next checkpoint gives as many blocks back.
+    comes_back: bool,
+}
+
+impl Replaced {
+    const NOTHING: Self = Self { counted: false, comes_back: false };
+}
+
+/// The answer to what needs space that the pool does not have.
+pub(super) fn pool_full() -> Error {
+    let what = "the pool is full; delete volumes or snapshots, or grow it with `pando pool grow`";
+    Error::new(ErrorKind::NoSpace, what)
 }
 
 /// The answer to a write whose volume is gone.
@@ -177,18 +216,23 @@ impl Inner {
         if may_grow && roomy {
             return self.place(write, blocks);
         }
-        let overwrites = self.overwrites_own(&write, blocks);
-        if !overwrites && !may_grow {
+        let Ok(replaced) = self.replaced_by(&write, blocks) else {
+            return Admission::Wait(write, Wait::Map);
+        };
+        if !may_grow && !replaced.counted {
             let name = self.state.volume(write.volume).map_or("", |v| &v.entry.name);
-            let what = format!("volume {name} has reached its growth limit");
+            let what = format!(
+                "volume {name} has reached its growth limit; delete its snapshots and clones, \
+                 discard what it does not need, or raise the limit"
+            );
             return Admission::Refused(write, Error::new(ErrorKind::NoSpace, what));
         }
         let free = self.state.space.free();
-        if roomy || (overwrites && free >= blocks + self.hard_reserve()) {
+        if roomy || (replaced.comes_back && free >= blocks + self.hard_reserve()) {
             return self.place(write, blocks);
         }
         let published = self.published;
-        let owed = overwrites || self.promised(&write) >= blocks;
+        let owed = replaced.comes_back || self.promised(&write) >= blocks;
         Admission::Wait(write, Wait::Space { published, owed })
     }
 
@@ -239,13 +283,27 @@ impl Inner {
         self.state.volume(write.volume).map_or(0, |volume| volume.unmet_reservation())
     }
 
-    /// Whether every block that the write replaces is the volume's own for certain, so that the
-    /// next checkpoint gives as many blocks back.
-    fn overwrites_own(&self, write: &Pending, blocks: u64) -> bool {
-        let Some(volume) = self.state.volume(write.volume) else { return false };
-        let Some(root) = volume.entry.root.as_ref() else { return false };
-        let shared_at = volume.entry.shared_at;
-        map::is_own(&self.state.cache, root, shared_at, write.lba, blocks)
+    ///
+    /// # Errors
+    /// The node that must be read first.
+    fn replaced_by(&self, write: &Pending, blocks: u64) -> std::result::Result<Replaced, Missing> {
+        let Some(volume) = self.state.volume(write.volume) else { return Ok(Replaced::NOTHING) };
+        let Some(root) = volume.entry.root.as_ref() else { return Ok(Replaced::NOTHING) };
+        let is_own = |shared_at| map::is_own(&self.state.cache, root, shared_at, write.lba, blocks);
+        let shared_at = Some(volume.entry.shared_at);
+        Ok(match volume.sharing {
+            Sharing::Nothing => {
+                let own = is_own(None)?;
+                Replaced { counted: own, comes_back: own }
+            }
+            Sharing::Temporary => {
+                Replaced { counted: is_own(None)?, comes_back: is_own(shared_at)? }
+            }
+            Sharing::Family => {
+                let own = is_own(shared_at)?;
+                Replaced { counted: own, comes_back: own }
+            }
+        })
     }
 }
 
@@ -260,41 +318,67 @@ impl Pool {
         Ok(())
     }
 
+    fn name_volume(&self, volume: VolumeId, error: Error) -> Error {
+        if error.kind() != ErrorKind::NoSpace {
+            return error;
+        }
+        let inner = self.core.lock();
+        let name = inner.state.volume(volume).map_or("", |volume| &volume.entry.name);
+        Error::new(ErrorKind::NoSpace, format!("volume {name}: {error}"))
+    }
+
+    /// Answers a write with an error; `inner` is locked.
+    pub(super) fn refuse(&self, inner: &mut Inner, write: Pending, error: Error) {
+        if error.kind() == ErrorKind::NoSpace {
+            count(&self.core.counters.no_space, 1);
+            let name = inner.state.volume(write.volume).map(|volume| volume.entry.name.clone());
+            inner.refusals.add(name.unwrap_or_default());
+        }
+        drop(write.done.send(Err(error)));
+    }
+
+    /// Writes that were refused for lack of space since the last call, by volume, at most
+    /// [`REFUSED_NAMES_MAX`] of them.
+    #[must_use]
+    pub fn take_refusals(&self) -> BTreeMap<String, u64> {
+        std::mem::take(&mut self.core.lock().refusals).by_volume
+    }
+
     /// Writes what could not be placed at once: fetches what was missing and tries again.
     pub(crate) async fn write_waiting(&self, mut write: Pending, mut wait: Wait) {
         let mut waited = 0;
-        let mut looked_up = false;
         loop {
             let fetched = match wait {
                 Wait::Group(group) => self.load_group(group).await,
-                // Whether it overwrites blocks of its own is told by nodes, which must be here.
-                Wait::Space { .. } if !looked_up => {
-                    looked_up = true;
-                    self.load_map_of(&write).await
-                }
+                Wait::Map => self.load_map_of(&write).await,
                 Wait::Space { published, owed } => {
                     waited += 1;
-                    if waited > if owed { PATIENCE_OWED } else { PATIENCE } {
-                        let what = "the pool is full; delete volumes or grow it";
-                        Err(Error::new(ErrorKind::NoSpace, what))
+                    let patience = if owed { PATIENCE_OWED } else { PATIENCE };
+                    let freed = if waited > patience {
+                        Err(pool_full())
                     } else {
                         self.await_space(published, Hope::Writes).await
-                    }
+                    };
+                    freed.map_err(|error| self.name_volume(write.volume, error))
                 }
             };
             if let Err(error) = fetched {
-                if error.kind() == ErrorKind::NoSpace {
-                    count(&self.core.counters.no_space, 1);
+                return self.refuse(&mut self.core.lock(), write, error);
+            }
+            let placed = {
+                let mut inner = self.core.lock();
+                match inner.admit(write) {
+                    Admission::Placed(placed) => placed,
+                    Admission::Refused(write, error) => {
+                        return self.refuse(&mut inner, write, error);
+                    }
+                    Admission::Wait(same, next) => {
+                        (write, wait) = (same, next);
+                        continue;
+                    }
                 }
-                drop(write.done.send(Err(error)));
-                return;
-            }
-            let admission = self.core.lock().admit(write);
-            match admission {
-                Admission::Placed(placed) => return self.write_batch(vec![placed]).await,
-                Admission::Refused(write, error) => return drop(write.done.send(Err(error))),
-                Admission::Wait(same, next) => (write, wait) = (same, next),
-            }
+            };
+            return self.write_batch(vec![placed]).await;
         }
     }
 }

@@ -98,7 +98,7 @@ impl Pool {
                         blocks += placed.write.buf.block_count();
                         batch.push(placed);
                     }
-                    Admission::Refused(write, error) => drop(write.done.send(Err(error))),
+                    Admission::Refused(write, error) => self.refuse(&mut inner, write, error),
                     Admission::Wait(write, wait) => waiting.push((write, wait)),
                 }
                 if blocks >= BATCH_BLOCKS {

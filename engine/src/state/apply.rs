@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::volumes::{HELD_BLOCKS_MAX, check_labels, check_name, check_reservation, check_size};
-use super::{State, Volume};
+use super::{Sharing, State, Volume};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::{VolumeEntry, entry_bytes};
 use crate::format::geometry::Table;
@@ -265,7 +265,7 @@ impl State {
         if let Some(source) = new.source {
             let seqno = self.seqno;
             let source = self.volume_mut(source).expect("prepared");
-            frozen_blocks = source.own();
+            frozen_blocks = source.own_by_birth();
             source.frozen_blocks += frozen_blocks;
             source.entry.shared_at = seqno;
             root.clone_from(&source.entry.root);
@@ -293,9 +293,33 @@ impl State {
         self.next_id = self.next_id.max(new.id.get() + 1);
         self.entries_bytes += entry_bytes(&entry.name, &entry.labels);
         self.names.insert(new.name, new.id);
-        let volume = Volume::new(entry);
+        let mut volume = Volume::new(entry);
+        if let Some(source) = new.source.and_then(|id| self.volume(id)) {
+            volume.founder = source.founder;
+            volume.sharing = Sharing::Family;
+        }
+        let changed = self.families.add(&volume);
+        self.set_sharing(changed);
         self.promises_max += volume.promise_max(self.cache.fanout());
         self.volumes.insert(new.id, Arc::new(volume));
+    }
+
+    fn set_sharing(&mut self, changed: impl IntoIterator<Item = (VolumeId, Sharing)>) {
+        for (id, sharing) in changed {
+            let volume = self.volume_mut(id).expect("members of families exist");
+            // A temporary snapshot adds nothing to what a family shares already.
+            if sharing != Sharing::Temporary || volume.sharing == Sharing::Nothing {
+                volume.sharing = sharing;
+            }
+        }
+    }
+
+    /// Checkpoint `seal` is durable and no deletion is under way: volumes whose copies are gone
+    /// share nothing any more.
+    pub fn settle_sharing(&mut self, seal: Seqno) {
+        for (id, sharing) in self.families.settle(seal) {
+            self.volume_mut(id).expect("members of families exist").sharing = sharing;
+        }
     }
 
     fn apply_modify(&mut self, new: NewProperties) {
@@ -311,15 +335,23 @@ impl State {
         volume.entry.reservation_blocks = new.reservation_blocks;
         volume.entry.growth_limit_blocks = new.growth_limit_blocks;
         volume.entry.io_limits = new.io_limits;
+        let was = volume.clone();
         volume.entry.labels = new.labels;
         let now = sums(volume);
+        let moved = (was.is_temporary() != volume.is_temporary()).then(|| (was, volume.clone()));
         self.promises_max = self.promises_max - before.0 + now.0;
         self.entries_bytes = self.entries_bytes - before.1 + now.1;
+        if let Some((was, volume)) = moved {
+            self.families.remove(&was, self.seqno);
+            let changed = self.families.add(&volume);
+            self.set_sharing(changed);
+        }
     }
 
     fn apply_delete(&mut self, id: VolumeId) {
         let volume = self.volumes.remove(&id).expect("prepared");
         self.names.remove(&volume.entry.name);
+        self.families.remove(&volume, self.seqno);
         self.promises_max -= volume.promise_max(self.cache.fanout());
         self.entries_bytes -= entry_bytes(&volume.entry.name, &volume.entry.labels);
         self.pass_on_frozen(&volume.entry);
@@ -346,7 +378,7 @@ impl State {
             next.entry.frozen_blocks = all.min(most);
             given_back = all - next.entry.frozen_blocks;
         } else if let Some(source) = self.volume_mut(source) {
-            let left = source.mapped() - source.own();
+            let left = source.mapped() - source.own_by_birth();
             source.entry.held_blocks = (source.entry.held_blocks + frozen).min(left);
         }
         self.volume_mut(source).expect("looked up above").frozen_blocks -= given_back;

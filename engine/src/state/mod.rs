@@ -5,12 +5,14 @@
 //! the tables of the last checkpoint; the map of each volume is the fold of its records.
 
 mod apply;
+mod families;
 mod volumes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use apply::{NODE_RESERVE, Need};
+pub use families::{Families, Sharing, TEMPORARY_LABEL, is_temporary};
 pub use volumes::{Volume, check_entry, check_name};
 
 use crate::format::catalogue::{Catalogue, GroupEntry, VolumeEntry, entry_bytes};
@@ -29,6 +31,8 @@ pub struct State {
     pub volumes: BTreeMap<VolumeId, Arc<Volume>>,
     /// Their names.
     pub names: BTreeMap<String, VolumeId>,
+    /// Which of them can share blocks.
+    pub families: Families,
     /// Identity of the next volume.
     pub next_id: u64,
     /// Sum of what the volumes can be promised with their reservations, in blocks.
@@ -88,8 +92,9 @@ impl State {
         table_pages: usize,
     ) -> Self {
         let free: Vec<u64> = catalogue.groups.iter().map(|g| u64::from(g.free)).collect();
-        let volumes: BTreeMap<_, _> =
+        let mut volumes: BTreeMap<_, _> =
             catalogue.volumes.into_iter().map(|e| (e.id, Volume::new(e))).collect();
+        let families = Families::of(&mut volumes, seal);
         let volumes = with_frozen(volumes);
         let names = volumes.values().map(|v| (v.entry.name.clone(), v.entry.id)).collect();
         Self {
@@ -99,6 +104,7 @@ impl State {
             entries_bytes: entries_bytes(&volumes),
             names,
             volumes,
+            families,
             next_id: catalogue.next_id,
             cache,
             log: Vec::new(),
@@ -172,6 +178,8 @@ impl State {
         let named =
             self.volumes.values().filter(|v| self.names.get(&v.entry.name) == Some(&v.entry.id));
         compare("volumes by name", to_u64(self.names.len()), to_u64(named.count()));
+        let members = to_u64(self.families.members());
+        compare("volumes in families", members, to_u64(self.volumes.len()));
         let mut frozen: BTreeMap<VolumeId, u64> = BTreeMap::new();
         for entry in self.volumes.values().map(|v| &v.entry) {
             if let Some(source) = entry.source {

@@ -1,10 +1,11 @@
 //! A volume in memory: its catalogue entry and what is under way for it.
 
+use super::families::{Sharing, is_temporary};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::VolumeEntry;
 use crate::limits;
 use crate::map::Fanout;
-use crate::units::{BLOCK_BYTES, Lba, SECTOR_BYTES, blocks_for};
+use crate::units::{BLOCK_BYTES, Lba, SECTOR_BYTES, VolumeId, blocks_for};
 
 /// Blocks of the largest pool.
 const POOL_BLOCKS_MAX: u64 = limits::POOL_BYTES_MAX / BLOCK_BYTES;
@@ -23,13 +24,24 @@ pub struct Volume {
     pub inflight_blocks: u64,
     /// Sum of the frozen blocks of its clones and snapshots.
     pub frozen_blocks: u64,
+    /// The first volume of its family.
+    pub founder: VolumeId,
+    /// What it may share blocks with.
+    pub sharing: Sharing,
 }
 
 impl Volume {
-    /// A volume with nothing under way.
+    /// A volume with nothing under way, the founder of a family.
     #[must_use]
     pub const fn new(entry: VolumeEntry) -> Self {
-        Self { entry, inflight_blocks: 0, frozen_blocks: 0 }
+        let founder = entry.id;
+        Self { entry, inflight_blocks: 0, frozen_blocks: 0, founder, sharing: Sharing::Nothing }
+    }
+
+    /// Whether it is a snapshot that goes by itself.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        is_temporary(self.entry.snapshot, &self.entry.labels)
     }
 
     /// LBAs of the volume; the last may be partly beyond its size.
@@ -44,29 +56,42 @@ impl Volume {
         self.entry.root.as_ref().map_or(0, |root| root.mapped())
     }
 
-    /// Blocks written since it last took part in a clone or snapshot: surely its own.
+    /// Blocks written since it last took part in a clone or snapshot: its own, as far as births
+    /// show it. The same on replay, whatever checkpoints have settled since.
+    #[must_use]
+    pub fn own_by_birth(&self) -> u64 {
+        self.entry.root.as_ref().map_or(0, |root| root.own(self.entry.shared_at))
+    }
+
+    /// Blocks that are surely its own now.
     #[must_use]
     pub fn own(&self) -> u64 {
-        self.entry.root.as_ref().map_or(0, |root| root.own(self.entry.shared_at))
+        if self.sharing == Sharing::Nothing { self.mapped() } else { self.own_by_birth() }
+    }
+
+    /// Blocks that limits and promises count as its own: temporary snapshots are ignored.
+    #[must_use]
+    pub fn counted_own(&self) -> u64 {
+        if self.sharing == Sharing::Family { self.own_by_birth() } else { self.mapped() }
     }
 
     /// Blocks of its reservation that it has not used.
     #[must_use]
     pub fn unmet_reservation(&self) -> u64 {
-        self.entry.reservation_blocks.saturating_sub(self.own() + self.inflight_blocks)
+        self.entry.reservation_blocks.saturating_sub(self.counted_own() + self.inflight_blocks)
     }
 
     /// Blocks that must be left for it: its unmet reservation and, while it shares anything of its
     /// map, as many as there can be nodes to copy before it can be written everywhere.
     #[must_use]
     pub fn promise(&self, fanout: Fanout) -> u64 {
-        self.promise_with(self.entry.reservation_blocks, self.own(), fanout)
+        self.promise_with(self.entry.reservation_blocks, self.counted_own(), fanout)
     }
 
     /// The same, if its reservation were of so many blocks.
     #[must_use]
     pub fn promise_of(&self, reservation_blocks: u64, fanout: Fanout) -> u64 {
-        self.promise_with(reservation_blocks, self.own(), fanout)
+        self.promise_with(reservation_blocks, self.counted_own(), fanout)
     }
 
     /// The same behind a clone or snapshot of it: nothing that it has is surely its own any more.
@@ -96,7 +121,10 @@ impl Volume {
     /// wrote and its clones and snapshots keep.
     #[must_use]
     pub fn grown(&self) -> u64 {
-        let own = self.own();
+        if self.sharing != Sharing::Family {
+            return self.mapped();
+        }
+        let own = self.own_by_birth();
         // What nobody else keeps is in its map, or gone.
         let held = self.entry.held_blocks.min(self.mapped() - own);
         own + held + self.frozen_blocks
