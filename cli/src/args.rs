@@ -3,9 +3,10 @@
 
 use std::path::PathBuf;
 
-use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use pando_engine::units::BLOCK_BYTES;
+use pando_proto::parse_size;
 
 /// Heading of the options that every command has.
 const GLOBAL: &str = "Global options";
@@ -16,9 +17,8 @@ const GLOBAL: &str = "Global options";
 #[derive(Debug, Parser)]
 #[command(name = "pando", version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// Socket of the daemon [default: $XDG_RUNTIME_DIR/pando/pando.sock or /run/pando/pando.sock]
-    #[arg(long, global = true, env = "PANDO_SOCKET", value_name = "PATH", help_heading = GLOBAL)]
-    pub socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub daemon: Daemon,
 
     /// Tables for people, JSON for programs
     #[arg(long, short, global = true, value_enum, default_value_t, help_heading = GLOBAL)]
@@ -26,6 +26,19 @@ pub(crate) struct Cli {
 
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Where the daemon is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub(crate) struct Daemon {
+    /// Socket of the daemon [env: PANDO_SOCKET] [default: RUN_DIR/pando.sock]
+    // Not clap's `env`: it would win over --run-dir.
+    #[arg(long, global = true, value_name = "PATH", help_heading = GLOBAL)]
+    pub socket: Option<PathBuf>,
+
+    /// Run directory of the daemon [default: /run/pando for root, else $XDG_RUNTIME_DIR/pando]
+    #[arg(long, global = true, value_name = "DIR", conflicts_with = "socket", help_heading = GLOBAL)]
+    pub run_dir: Option<PathBuf>,
 }
 
 /// How answers are printed.
@@ -64,7 +77,7 @@ pub(crate) enum PoolCommand {
     /// Make the pool larger
     Grow {
         /// New size; the present length of the pool's device or file if left out
-        #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+        #[arg(long, value_parser = parse_blocks, value_name = "SIZE")]
         size: Option<u64>,
     },
     /// Verify the structures of the pool; exit code 1 if anything is wrong
@@ -92,13 +105,13 @@ pub(crate) struct PoolCreateArgs {
     /// A new file, or a block device
     pub path: PathBuf,
     /// Size of the file, for example 10GiB; a block device is used whole if left out
-    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    #[arg(long, value_parser = parse_blocks, value_name = "SIZE")]
     pub size: Option<u64>,
     /// How the space of a new file is taken from the file system
     #[arg(long, value_enum, default_value_t = Allocation::Reserve)]
     pub allocate: Allocation,
     /// Size of the journal [default: chosen by the size of the pool]
-    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    #[arg(long, value_parser = parse_blocks, value_name = "SIZE")]
     pub journal: Option<u64>,
     /// Overwrite what is there: an existing file, a file system, another pool
     #[arg(long)]
@@ -355,11 +368,16 @@ pub(crate) struct ImportArgs {
     pub properties: Properties,
 }
 
-/// Reads a size as people write it: 512, 10GiB, 1.5TiB, 200MB.
-fn parse_size(text: &str) -> Result<u64, String> {
-    text.parse::<ByteSize>()
-        .map(|size| size.as_u64())
-        .map_err(|_| "write a size such as 512MiB, 10GiB or 1.5TiB".to_owned())
+/// Reads a size of whole blocks, which a pool consists of.
+fn parse_blocks(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    match bytes % BLOCK_BYTES {
+        0 => Ok(bytes),
+        rest => Err(format!(
+            "{bytes} bytes are not a multiple of {BLOCK_BYTES}, the size of a block; {} are",
+            bytes - rest
+        )),
+    }
 }
 
 /// Reads `left=right`; the right side may be empty, the left side not.
@@ -382,14 +400,28 @@ mod tests {
     }
 
     #[test]
-    fn sizes_as_people_write_them() {
-        assert_eq!(parse_size("10GiB"), Ok(10 << 30));
-        assert_eq!(parse_size("10 GiB"), Ok(10 << 30));
-        assert_eq!(parse_size("1.5TiB"), Ok(3 << 39));
-        assert_eq!(parse_size("4096"), Ok(4096));
-        assert_eq!(parse_size("1GB"), Ok(1_000_000_000));
-        assert!(parse_size("ten").is_err());
-        assert!(parse_size("-1").is_err());
+    fn every_size_is_read_alike() {
+        let size = |text: &str| {
+            let line = ["pando", "volume", "create", "db", "--size", text, "--reservation", text];
+            let cli = Cli::try_parse_from(line).map_err(|error| error.to_string())?;
+            let Command::Volume(VolumeCommand::Create(args)) = cli.command else {
+                panic!("not a creation")
+            };
+            assert_eq!(args.size, args.properties.reservation);
+            Ok::<u64, String>(args.size)
+        };
+        assert_eq!((size("10G"), size("10GiB")), (Ok(10 << 30), Ok(10 << 30)));
+        assert_eq!(size("4k"), Ok(4096));
+        assert!(size("ten").unwrap_err().contains("powers of 1024"));
+    }
+
+    #[test]
+    fn pools_have_whole_blocks() {
+        assert_eq!(parse_blocks("10G"), Ok(10 << 30));
+        let message = parse_blocks("10GB").unwrap_err();
+        assert!(message.starts_with("10000000000 bytes are not a multiple of 4096"), "{message}");
+        assert!(message.ends_with("9999998976 are"), "{message}");
+        assert!(parse_blocks("lots").unwrap_err().contains("powers of 1024"));
     }
 
     #[test]

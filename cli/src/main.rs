@@ -55,8 +55,7 @@ fn execute(cli: Cli) -> Result<()> {
 
 async fn run(cli: Cli) -> Result<()> {
     let output = cli.output;
-    let socket = cli.socket.unwrap_or_else(client::default_socket);
-    let connect = || client::connect(&socket);
+    let connect = || client::connect(&cli.daemon);
     match cli.command {
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,12 +1,15 @@
 //! What is done to a pool without the daemon: create, check, dump. The engine runs here, on a
 //! shard of this process; the pool's lock keeps the daemon away meanwhile.
 
+use std::fs::DirBuilder;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use pando_engine::disk::{Allocate, Disk, PoolFile};
-use pando_engine::error::ErrorKind;
+use pando_engine::error;
 use pando_engine::pool::{FormatOptions, Pool, check_offline, dump_offline};
 use pando_engine::shard::{Shard, ShardHandle};
 use pando_engine::units::BLOCK_BYTES;
@@ -15,6 +18,9 @@ use uuid::Uuid;
 use crate::args::{Allocation, Output, PoolCreateArgs};
 use crate::error::{Error, Result};
 use crate::{pool, table, view};
+
+/// The directory of pools in files, as the service makes it (`StateDirectory`).
+const STATE_DIR: &str = "/var/lib/pando";
 
 fn shard() -> Result<ShardHandle> {
     Ok(Shard::start("offline".to_owned(), || async {})?)
@@ -26,7 +32,7 @@ pub(crate) async fn create(output: Output, args: PoolCreateArgs) -> Result<()> {
     let file = Arc::new(if exists { open_existing(&args)? } else { create_file(&args)? });
     let uuid = Uuid::new_v4();
     let options = FormatOptions {
-        size_bytes: whole_blocks(args.size.unwrap_or_else(|| file.len_bytes())),
+        size_bytes: args.size.unwrap_or_else(|| file.len_bytes()),
         journal_bytes: args.journal,
         force: args.force,
         uuid: *uuid.as_bytes(),
@@ -46,7 +52,7 @@ pub(crate) async fn create(output: Output, args: PoolCreateArgs) -> Result<()> {
             std::fs::remove_file(&args.path).unwrap_or_default();
         }
         let shown = args.path.display();
-        let taken = error.kind() == ErrorKind::Exists;
+        let taken = error.kind() == error::ErrorKind::Exists;
         let error = Error::from(error.context(format!("pool {shown}")));
         return Err(if taken {
             error.hint("--force overwrites what is there; everything on it is lost")
@@ -59,8 +65,18 @@ pub(crate) async fn create(output: Output, args: PoolCreateArgs) -> Result<()> {
     })
 }
 
-fn whole_blocks(bytes: u64) -> u64 {
-    bytes - bytes % BLOCK_BYTES
+/// Makes the directory of the pool, if it is `state_dir` and missing: the first pool of a machine
+/// needs it before the service has run.
+fn make_state_dir(pool: &Path, state_dir: &Path) -> Result<()> {
+    if pool.parent() != Some(state_dir) {
+        return Ok(());
+    }
+    match DirBuilder::new().mode(0o700).create(state_dir) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(Error::io(format!("creation of directory {}", state_dir.display()), &error))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn create_file(args: &PoolCreateArgs) -> Result<PoolFile> {
@@ -74,7 +90,8 @@ fn create_file(args: &PoolCreateArgs) -> Result<PoolFile> {
         Allocation::Reserve => Allocate::Reserve,
         Allocation::Write => Allocate::Write,
     };
-    Ok(PoolFile::create(&args.path, whole_blocks(size), allocate)?)
+    make_state_dir(&args.path, Path::new(STATE_DIR))?;
+    Ok(PoolFile::create(&args.path, size, allocate)?)
 }
 
 fn open_existing(args: &PoolCreateArgs) -> Result<PoolFile> {
@@ -125,4 +142,27 @@ pub(crate) async fn dump(path: &Path) -> Result<()> {
         dump_offline(disk, &mut out).await
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn only_the_state_directory_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = dir.path().join("pando");
+        make_state_dir(&dir.path().join("other/pool"), &state_dir).unwrap();
+        make_state_dir(&state_dir.join("more/pool"), &state_dir).unwrap();
+        assert!(!state_dir.exists());
+        for _ in 0..2 {
+            make_state_dir(&state_dir.join("pool"), &state_dir).unwrap();
+            assert_eq!(state_dir.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        }
+        let missing = dir.path().join("missing/pando");
+        let error = make_state_dir(&missing.join("pool"), &missing).unwrap_err().to_string();
+        assert!(error.contains("missing/pando"), "{error}");
+    }
 }

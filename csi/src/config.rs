@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use bytesize::ByteSize;
-use serde::{Deserialize, Deserializer};
+use pando_proto::parse_size;
+use serde::{Deserialize, Deserializer, de};
 
 /// Name of the driver if nothing else is said.
 pub const DEFAULT_DRIVER: &str = "csi.pando.dev";
@@ -93,9 +93,11 @@ impl Default for Config {
     }
 }
 
-/// A size as people write it: `"1GiB"`.
+/// A size as people write it, `"1GiB"`, or a number of bytes.
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<u64, D::Error> {
-    ByteSize::deserialize(deserializer).map(|size| size.as_u64())
+    let value = toml::Value::deserialize(deserializer)?;
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    parse_size(&text).map_err(de::Error::custom)
 }
 
 impl Config {
@@ -196,6 +198,12 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_powers_of_1024() {
+        let config = parsed("node_id = 'n'\ndefault_size = '10G'").unwrap();
+        assert_eq!(config.default_size_bytes, 10 << 30);
+    }
+
+    #[test]
     fn the_example_says_everything() {
         let text = include_str!("../../deploy/pando-csi.toml");
         let config = parsed(text).unwrap();
@@ -221,6 +229,7 @@ mod tests {
             ("driver_name = '9pando'", "letter"),
             ("overcommit = 0", "1 to 1000"),
             ("default_size = '1000'", "multiple of 512"),
+            ("default_size = 'lots'", "powers of 1024"),
             ("[log]\nlevle = 'info'", "levle"),
         ];
         for (line, expected) in cases {

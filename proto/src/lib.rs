@@ -1,8 +1,15 @@
 //! The types of `pando.v1`, generated from `proto/pando/v1/pando.proto` when the crate is built:
 //! messages, the client [`v1::pando_client::PandoClient`] and the server trait
-//! [`v1::pando_server::Pando`]. No logic lives here; the documentation is in the protocol file.
+//! [`v1::pando_server::Pando`]; their documentation is in the protocol file. Beside them is what
+//! the daemons and their clients must agree on: where they meet, and how sizes are written.
 
 #![forbid(unsafe_code)]
+
+mod place;
+mod size;
+
+pub use place::{run_dir, socket_in};
+pub use size::{SIZE_FORM, parse_size};
 
 /// Trailer of a failed call: the engine's kind of error.
 pub const ERROR_KIND_KEY: &str = "pando-error-kind";

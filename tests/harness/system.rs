@@ -213,13 +213,7 @@ impl System {
         let path = self.path().join("pandod.toml");
         let shown = |path: &Path| format!("{:?}", path.to_str().expect("paths of tests are text"));
         let mut text = String::new();
-        let lines = [
-            ("pool", shown(&self.pool)),
-            ("socket", shown(&self.socket())),
-            ("nbd_dir", shown(&self.path().join("nbd"))),
-            ("devices_dir", shown(&self.path().join("devices"))),
-            ("journal_dir", shown(&self.path().join("journal"))),
-        ];
+        let lines = [("pool", shown(&self.pool)), ("run_dir", shown(self.path()))];
         for (key, value) in lines {
             writeln!(text, "{key} = {value}").expect("text grows");
         }

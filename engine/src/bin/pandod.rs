@@ -1,56 +1,71 @@
 //! The daemon: serves a pool's volumes. See `pando_engine::daemon`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use pando_engine::daemon::{self, config::Config};
-use pando_engine::error::Result;
+use pando_engine::daemon;
+use pando_engine::daemon::config::{Config, DEFAULT_FILE};
+use pando_engine::error::{Error, Result};
 use pando_engine::export::apart;
+use rustix::io::Errno;
 
 /// Serves the volumes of a Pando pool.
 ///
-/// Needs a configuration file or --pool; the other options override the file. Stops on SIGTERM:
-/// exports end, a last checkpoint is written. Exit codes: 0 success, 1 failure, 2 wrong usage.
+/// With neither --config nor --pool, /etc/pando/pandod.toml is read; the other options override the
+/// file. Stops on SIGTERM: exports end, a last checkpoint is written. Exit codes: 0 success, 1
+/// failure, 2 wrong usage.
 #[derive(Debug, Parser)]
 #[command(name = "pandod", version, max_term_width = 100)]
 struct Args {
     /// Configuration file (TOML)
-    #[arg(long, value_name = "FILE", required_unless_present = "pool")]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// File or block device of the pool
     #[arg(long, value_name = "PATH")]
     pool: Option<PathBuf>,
-    /// Socket of the API
+    /// Directory of sockets, journal memory and records of devices, if they are not set one by one
+    /// [default: /run/pando for root, else $XDG_RUNTIME_DIR/pando]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Socket of the API [default: RUN_DIR/pando.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Directory of the sockets of NBD exports
+    /// Directory of the sockets of NBD exports [default: RUN_DIR/nbd]
     #[arg(long, value_name = "DIR")]
     nbd_dir: Option<PathBuf>,
-    /// Directory in memory of what is not flushed yet
+    /// Directory of the records of block devices [default: RUN_DIR/devices]
+    #[arg(long, value_name = "DIR")]
+    devices_dir: Option<PathBuf>,
+    /// Directory in memory of what is not flushed yet [default: RUN_DIR/journal]
     #[arg(long, value_name = "DIR")]
     journal_dir: Option<PathBuf>,
-    /// Check the configuration and exit
+    /// Check the configuration, that the pool exists, and certificates; then exit
     #[arg(long)]
     check_config: bool,
 }
 
 impl Args {
-    fn configuration(&self) -> Result<Config> {
-        let mut config = match &self.config {
-            Some(path) => Config::load(path)?,
-            None => Config::for_pool(self.pool.clone().unwrap_or_default()),
+    fn configuration(self) -> Result<Config> {
+        let mut config = match (self.config, &self.pool) {
+            (Some(path), _) => Config::load(&path)?,
+            (None, Some(pool)) => Config::for_pool(pool.clone()),
+            (None, None) => default_configuration()?,
         };
+        if let Some(pool) = self.pool {
+            config.pool = pool;
+        }
         let overrides = [
-            (&self.pool, &mut config.pool),
-            (&self.socket, &mut config.socket),
-            (&self.nbd_dir, &mut config.nbd_dir),
-            (&self.journal_dir, &mut config.journal_dir),
+            (self.run_dir, &mut config.run_dir),
+            (self.socket, &mut config.socket),
+            (self.nbd_dir, &mut config.nbd_dir),
+            (self.devices_dir, &mut config.devices_dir),
+            (self.journal_dir, &mut config.journal_dir),
         ];
         for (given, key) in overrides {
-            if let Some(given) = given {
-                key.clone_from(given);
+            if given.is_some() {
+                *key = given;
             }
         }
         config.validate()?;
@@ -58,19 +73,37 @@ impl Args {
     }
 }
 
+fn default_configuration() -> Result<Config> {
+    let missing = Errno::NOENT.raw_os_error();
+    Config::load(Path::new(DEFAULT_FILE)).map_err(|error| {
+        if error.errno() == missing {
+            error.context("name a pool with --pool, or a configuration with --config")
+        } else {
+            error
+        }
+    })
+}
+
+fn run(args: Args) -> Result<()> {
+    let check_only = args.check_config;
+    let config = args.configuration()?;
+    if check_only {
+        daemon::check(&config)?;
+        let (pool, socket) = (config.pool.display(), config.paths()?.socket);
+        let answer =
+            format!("the configuration is valid: pool {pool}, socket {}", socket.display());
+        return writeln!(std::io::stdout().lock(), "{answer}")
+            .map_err(|error| Error::io("standard output", error));
+    }
+    daemon::init_log(&config.log)?;
+    daemon::run(&config)
+}
+
 fn main() -> ExitCode {
     if let Some(code) = apart::run(std::env::args_os()) {
         return code;
     }
-    let args = Args::parse();
-    let done = args.configuration().and_then(|config| {
-        if args.check_config {
-            return Ok(());
-        }
-        daemon::init_log(&config.log)?;
-        daemon::run(&config)
-    });
-    match done {
+    match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // If even stderr is closed there is nobody to tell.

@@ -64,7 +64,7 @@ impl Engine {
     ///
     /// # Errors
     /// What stands in the way, with advice if the pool does not exist.
-    pub(super) async fn start(config: &Config) -> Result<Self> {
+    pub(super) async fn start(config: &Config, journal_dir: &Path) -> Result<Self> {
         let file = Arc::new(open_file_patiently(&config.pool).await?);
         let options = ShardOptions { spin: Duration::from_micros(config.spin_us) };
         let mut shards = Vec::new();
@@ -76,7 +76,7 @@ impl Engine {
             discard: config.discard,
             ..OpenOptions::default()
         };
-        let core = open_pool(&shards[0], &file, &config.journal_dir, open).await?;
+        let core = open_pool(&shards[0], &file, journal_dir, open).await?;
         for shard in &shards[1..] {
             let (core, file) = (Arc::clone(&core), Arc::clone(&file));
             shard
@@ -206,8 +206,21 @@ async fn open_file_patiently(path: &Path) -> Result<PoolFile> {
 }
 
 fn open_file(path: &Path) -> Result<PoolFile> {
+    PoolFile::open(path).map_err(|error| explain(path, error))
+}
+
+/// Checks that there is something at `path` that can be a pool, without opening it.
+///
+/// # Errors
+/// As the opening would fail, with the same words.
+pub(super) fn check_exists(path: &Path) -> Result<()> {
+    PoolFile::block_device_at(path).map(|_| ()).map_err(|error| explain(path, error))
+}
+
+/// Adds advice to the failed opening of the pool at `path`.
+fn explain(path: &Path, error: Error) -> Error {
     let shown = path.display();
-    PoolFile::open(path).map_err(|error| match error.kind() {
+    match error.kind() {
         ErrorKind::NotFound => Error::new(
             ErrorKind::NotFound,
             format!(
@@ -216,7 +229,7 @@ fn open_file(path: &Path) -> Result<PoolFile> {
         ),
         ErrorKind::Busy => error.context(format!("pool {shown}: is another pandod running?")),
         _ => error.context(format!("pool {shown}")),
-    })
+    }
 }
 
 #[cfg(test)]
@@ -227,5 +240,11 @@ mod tests {
     fn a_missing_pool_says_how_to_make_one() {
         let error = open_file(Path::new("/nonexistent/pool")).unwrap_err();
         assert!(error.to_string().contains("`pando pool create /nonexistent/pool"), "{error}");
+        let checked = check_exists(Path::new("/nonexistent/pool")).unwrap_err();
+        assert_eq!(checked.to_string(), error.to_string());
+        assert_eq!(
+            check_exists(Path::new("/dev/null")).unwrap_err().kind(),
+            ErrorKind::Unsupported
+        );
     }
 }

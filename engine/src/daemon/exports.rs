@@ -14,7 +14,6 @@ use std::sync::{Arc, OnceLock};
 
 use pando_proto::v1;
 
-use crate::daemon::config::Config;
 use crate::daemon::engine::{Engine, pool_here};
 use crate::daemon::offered::Offered;
 use crate::daemon::uses::{Claim, Uses};
@@ -80,11 +79,11 @@ pub(super) struct Exports {
 }
 
 impl Exports {
-    /// None yet.
-    pub(super) fn new(engine: Arc<Engine>, config: &Config) -> Self {
+    /// None yet; their sockets will be in `dir`.
+    pub(super) fn new(engine: Arc<Engine>, dir: &Path) -> Self {
         Self {
             engine,
-            dir: config.nbd_dir.clone(),
+            dir: dir.to_owned(),
             uses: Arc::default(),
             started: tokio::sync::Mutex::default(),
             everything: OnceLock::new(),

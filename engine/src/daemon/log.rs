@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::daemon::config::{Log, LogFormat};
 use crate::error::{Error, Result};
@@ -14,8 +15,27 @@ const NOISY: [&str; 3] = ["h2", "hyper", "tower"];
 fn filter(level: &str) -> Result<EnvFilter> {
     let noisy = NOISY.iter().filter(|name| !level.contains(*name));
     let quiet: String = noisy.map(|name| format!(",{name}=warn")).collect();
-    EnvFilter::try_new(format!("{level}{quiet}"))
-        .map_err(|error| Error::invalid(format!("log.level = {level:?}: {error}")))
+    let refused = |why: &str| {
+        Error::invalid(format!(
+            "log.level = {level:?}: {why}; write error, warn, info, debug, trace or off, or a filter \
+             such as info,pando_engine=debug"
+        ))
+    };
+    // `EnvFilter` takes a word that is not a level for the name of a module, the only one to log.
+    let directives = level.split(',').map(str::trim);
+    let mut words = directives.filter(|directive| !directive.contains(['=', '[']));
+    if let Some(word) = words.find(|word| word.is_empty() || word.parse::<LevelFilter>().is_err()) {
+        return Err(refused(&format!("{word:?} is not a level")));
+    }
+    EnvFilter::try_new(format!("{level}{quiet}")).map_err(|error| refused(&error.to_string()))
+}
+
+/// Checks that `level` is a filter.
+///
+/// # Errors
+/// `Invalid`, with what is allowed.
+pub(super) fn check_level(level: &str) -> Result<()> {
+    filter(level).map(|_| ())
 }
 
 /// Starts logging for the life of the process.
@@ -44,5 +64,15 @@ mod tests {
         assert!(filter("debug").unwrap().to_string().contains("h2=warn"));
         assert!(!filter("info,h2=trace").unwrap().to_string().contains("h2=warn"));
         assert!(filter("info,=").is_err());
+    }
+
+    #[test]
+    fn a_level_is_a_word_of_its_own() {
+        for level in ["info", "WARN", "off", "pando_engine=debug", "info, pando_engine=debug"] {
+            assert!(filter(level).is_ok(), "{level}");
+        }
+        for level in ["", "loud", "info,loud", "info,", "pando_engine=loud"] {
+            assert!(filter(level).is_err(), "{level}");
+        }
     }
 }

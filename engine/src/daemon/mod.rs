@@ -49,7 +49,7 @@ use tracing::{debug, info, warn};
 
 use crate::error::{Error, Result};
 use attach::Attachments;
-use config::Config;
+use config::{Config, Paths};
 use engine::Engine;
 use exports::Exports;
 pub use log::init as init_log;
@@ -73,6 +73,17 @@ impl Drop for Background {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// Checks what can be checked without opening the pool: the configuration, that the pool exists,
+/// and the certificates.
+///
+/// # Errors
+/// What a start would fail with.
+pub fn check(config: &Config) -> Result<()> {
+    config.validate()?;
+    engine::check_exists(&config.pool)?;
+    config.nbd_tls.as_ref().map_or(Ok(()), |tls| tls::Server::new(tls).map(|_| ()))
 }
 
 /// Runs the daemon until SIGTERM or SIGINT, and ends it in good order.
@@ -104,11 +115,12 @@ pub fn run(config: &Config) -> Result<()> {
 
 /// Serves the pool until `stop` says why to end.
 async fn serve(config: &Config, stop: impl Future<Output = &'static str>) -> Result<()> {
-    let (listener, socket_file) = listen::bind(&config.socket)?;
+    let paths = config.paths()?;
+    let (listener, socket_file) = listen::bind(&paths.socket)?;
     let tls = config.nbd_tls.as_ref().map(tls::Server::new).transpose()?;
     info!(pool = %config.pool.display(), "pool is being opened");
-    let engine = Arc::new(Engine::start(config).await?);
-    let served = serve_pool(config, &engine, listener, tls, stop).await;
+    let engine = Arc::new(Engine::start(config, &paths.journal_dir).await?);
+    let served = serve_pool(config, &paths, &engine, listener, tls, stop).await;
     drop(socket_file);
     let stopped = engine.stop().await;
     if stopped.is_ok() {
@@ -120,14 +132,17 @@ async fn serve(config: &Config, stop: impl Future<Output = &'static str>) -> Res
 /// Everything between the opening of the pool and its closing.
 async fn serve_pool(
     config: &Config,
+    paths: &Paths,
     engine: &Arc<Engine>,
     listener: tokio::net::UnixListener,
     tls: Option<tls::Server>,
     stop: impl Future<Output = &'static str>,
 ) -> Result<()> {
-    let exports = Arc::new(Exports::new(Arc::clone(engine), config));
+    let exports = Arc::new(Exports::new(Arc::clone(engine), &paths.nbd_dir));
     // First of all: there may be I/O that waits for a device to be taken back.
-    let attachments = Attachments::new(Arc::clone(engine), Arc::clone(&exports), config).await?;
+    let (devices_dir, kind) = (&paths.devices_dir, config.devices.kind);
+    let attachments =
+        Attachments::new(Arc::clone(engine), Arc::clone(&exports), devices_dir, kind).await?;
     if config.export_all {
         exports.offer_everything().await?;
     }
@@ -157,7 +172,7 @@ async fn serve_pool(
     let service = Service::new(Arc::clone(engine), Arc::clone(&exports), Arc::clone(&attachments));
     let peers = listen::peers(listener, config.allowed_uids.clone());
     let mut calls = tokio::spawn(serve_api(service, peers, stopped));
-    info!(socket = %config.socket.display(), shards = engine.shards().len(), "pandod is ready");
+    info!(socket = %paths.socket.display(), shards = engine.shards().len(), "pandod is ready");
     watch::notify(&[NotifyState::Ready]);
 
     let served = tokio::select! {

@@ -38,10 +38,7 @@ impl Home {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::for_pool(dir.path().join("pool"));
-        config.socket = dir.path().join("run/pando.sock");
-        config.nbd_dir = dir.path().join("nbd");
-        config.devices_dir = dir.path().join("devices");
-        config.journal_dir = dir.path().join("journal");
+        config.run_dir = Some(dir.path().join("run"));
         config.cache_bytes = 8 * MIB;
         config.shards = 2;
         config.validate().unwrap();
@@ -57,7 +54,8 @@ impl Home {
             serve(&config, async { stopped.await.unwrap_or("the test has ended") }).await
         });
         // The socket is there before the pool is open; calls wait until it is.
-        let endpoint = Endpoint::from_shared(format!("unix:{}", self.config.socket.display()));
+        let socket = self.config.paths().unwrap().socket;
+        let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()));
         let endpoint = endpoint.unwrap();
         loop {
             if let Ok(channel) = endpoint.connect().await {
@@ -202,7 +200,7 @@ async fn volumes_live_and_survive_a_restart() {
     assert_eq!(pool.uuid, "07070707-0707-0707-0707-070707070707");
     assert!(status.counters.unwrap().written_bytes >= 12288);
     daemon.end().await;
-    assert!(!home.config.socket.exists(), "the socket is gone with the daemon");
+    assert!(!home.config.paths().unwrap().socket.exists(), "the socket is gone with the daemon");
 
     let (daemon, mut client) = home.start().await;
     let (data, _) = read(&mut client, "db").await;
@@ -309,7 +307,7 @@ async fn a_pool_has_one_daemon() {
     let home = Home::new().await;
     let (daemon, _client) = home.start().await;
     let mut config = home.config.clone();
-    config.socket = home.dir.path().join("other/pando.sock");
+    config.run_dir = Some(home.dir.path().join("other"));
     let refused = serve(&config, std::future::pending()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Busy);
     assert!(refused.to_string().contains("is another pandod running?"), "{refused}");

@@ -58,8 +58,9 @@ impl PoolFile {
     /// Makes a new file of `size_bytes`.
     ///
     /// # Errors
-    /// `Exists` when the path is taken (whatever is there is not touched), `Invalid` for a size
-    /// that is no whole number of blocks, `Io` when there is no room.
+    /// `Exists` when the path is taken (whatever is there is not touched), `NotFound` when its
+    /// directory is missing, `Invalid` for a size that is no whole number of blocks, `Io` when
+    /// there is no room.
     pub fn create(path: &Path, size_bytes: u64, allocate: Allocate) -> Result<Self> {
         if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES) || size_bytes > POOL_BYTES_MAX
         {
@@ -70,8 +71,11 @@ impl PoolFile {
             )));
         }
         let flags = OFlags::CREATE | OFlags::EXCL;
-        let fd = rustix::fs::open(path, flags | open_flags(), Mode::RUSR | Mode::WUSR)
-            .map_err(|e| open_error(path, e))?;
+        let opened = rustix::fs::open(path, flags | open_flags(), Mode::RUSR | Mode::WUSR);
+        let fd = opened.map_err(|e| match e {
+            rustix::io::Errno::NOENT => missing_parent(path),
+            e => open_error(path, e),
+        })?;
         let file = Self::locked(fd, path, false)?;
         let filled = file.fill(size_bytes, allocate).and_then(|()| sync_directory(path));
         if let Err(e) = filled {
@@ -83,23 +87,29 @@ impl PoolFile {
         Ok(file)
     }
 
+    /// Whether `path` is a block device; if not, it is a regular file.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unsupported` when it is something else.
+    pub fn block_device_at(path: &Path) -> Result<bool> {
+        let kind = rustix::fs::stat(path).map_err(|e| open_error(path, e))?;
+        match FileType::from_raw_mode(kind.st_mode) {
+            FileType::BlockDevice => Ok(true),
+            FileType::RegularFile => Ok(false),
+            _ => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{} is neither a regular file nor a block device", path.display()),
+            )),
+        }
+    }
+
     /// Opens an existing file or block device.
     ///
     /// # Errors
     /// `NotFound`; `Busy` when another process has it; `Unsupported` when it cannot do direct I/O
     /// or is neither a file nor a block device.
     pub fn open(path: &Path) -> Result<Self> {
-        let kind = rustix::fs::stat(path).map_err(|e| open_error(path, e))?;
-        let block_device = match FileType::from_raw_mode(kind.st_mode) {
-            FileType::BlockDevice => true,
-            FileType::RegularFile => false,
-            _ => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    format!("{} is neither a regular file nor a block device", path.display()),
-                ));
-            }
-        };
+        let block_device = Self::block_device_at(path)?;
         // On a block device this also keeps mounts and other exclusive users away.
         let exclusive = if block_device { OFlags::EXCL } else { OFlags::empty() };
         let fd = rustix::fs::open(path, open_flags() | exclusive, Mode::empty())
@@ -310,14 +320,26 @@ fn open_error(path: &Path, error: rustix::io::Errno) -> Error {
     }
 }
 
-/// Makes the name of a new file durable.
-fn sync_directory(path: &Path) -> io::Result<()> {
-    let parent = match path.parent() {
+/// A new file that has no directory to be in.
+fn missing_parent(path: &Path) -> Error {
+    let parent = parent(path).display();
+    Error::new(
+        ErrorKind::NotFound,
+        format!("directory {parent} does not exist; make it with `mkdir -p {parent}`"),
+    )
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
+    }
+}
+
+/// Makes the name of a new file durable.
+fn sync_directory(path: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(parent, flags, Mode::empty())?;
+    let directory = rustix::fs::open(parent(path), flags, Mode::empty())?;
     rustix::fs::fsync(&directory).map_err(Into::into)
 }
 

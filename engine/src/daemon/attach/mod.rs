@@ -22,6 +22,7 @@ mod source;
 mod wish;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -32,7 +33,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::daemon::config::{Config, DeviceChoice};
+use crate::daemon::config::DeviceChoice;
 use crate::daemon::convert;
 use crate::daemon::engine::Engine;
 use crate::daemon::exports::Exports;
@@ -91,13 +92,14 @@ impl Attachments {
     pub(super) async fn new(
         engine: Arc<Engine>,
         exports: Arc<Exports>,
-        config: &Config,
+        devices_dir: &Path,
+        choice: DeviceChoice,
     ) -> Result<Arc<Self>> {
         let status = engine.control(|pool| async move { Ok(pool.status()) }).await?;
         let uuid = uuid::Uuid::from_bytes(status.uuid).to_string();
         let prefix = format!("pando-{uuid}-");
         // A directory for each pool: the pool's lock protects this as well.
-        let records = Records::open(&config.devices_dir.join(uuid))?;
+        let records = Records::open(&devices_dir.join(uuid))?;
         let home = Home { dir: records.dir().to_owned(), prefix: prefix.clone() };
         let attachments = Arc::new(Self {
             engine,
@@ -105,7 +107,7 @@ impl Attachments {
             records,
             prefix,
             drivers: Drivers::new(home),
-            choice: config.devices.kind,
+            choice,
             slots: Mutex::default(),
             stopping: AtomicBool::new(false),
         });

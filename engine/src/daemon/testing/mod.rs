@@ -94,16 +94,14 @@ impl World {
         let runtime = runtime.worker_threads(1).enable_all().build().expect("a runtime");
         let home = directory();
         let mut config = Config::for_pool(home.join("pool"));
-        config.socket = home.join("run/pando.sock");
-        config.nbd_dir = home.join("nbd");
-        config.devices_dir = home.join("devices");
-        config.journal_dir = home.join("journal");
+        config.run_dir = Some(home.join("run"));
         config.cache_bytes = 8 << 20;
         config.shards = 1;
         config.spin_us = 0;
         let client = runtime.block_on(async {
             format(&config).await;
-            let endpoint = Endpoint::from_shared(format!("unix:{}", config.socket.display()));
+            let socket = config.paths().expect("a run directory is named").socket;
+            let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()));
             let endpoint = endpoint.expect("a socket");
             let daemon = tokio::spawn(async move { serve(&config, std::future::pending()).await });
             loop {
