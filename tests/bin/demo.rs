@@ -47,18 +47,14 @@ fn main() -> io::Result<()> {
         say("\npandod keeps running\n")?;
     } else {
         daemon.stop()?;
-        let bin = programs();
         say(&format!(
-            "\npandod is stopped; go on with\n  {0}/pandod --pool {1} --socket {2} --nbd-dir {3} --journal-dir {4} &\n",
-            bin.display(),
-            shown,
-            socket.display(),
-            directory.join("nbd").display(),
-            directory.join("journal").display()
+            "\npandod is stopped; go on with\n  {}/pandod --pool {shown} --run-dir {} &\n",
+            programs().display(),
+            directory.display()
         ))?;
     }
     let pando = programs().join("pando");
-    say(&format!("  {} --socket {} volume list\n", pando.display(), socket.display()))
+    say(&format!("  {} --run-dir {} volume list\n", pando.display(), directory.display()))
 }
 
 /// Prints to a terminal that may have gone.
@@ -83,16 +79,14 @@ struct Daemon(Option<Child>);
 impl Daemon {
     fn start(directory: &Path, pool: &Path, cli: &Cli) -> io::Result<Self> {
         let log = std::fs::File::create(directory.join("pandod.log"))?;
-        say(&format!("\n$ pandod --pool {} &\n", pool.display()))?;
+        say(&format!(
+            "\n$ pandod --pool {} --run-dir {} &\n",
+            pool.display(),
+            directory.display()
+        ))?;
         let child = Command::new(programs().join("pandod"))
-            .arg("--pool")
-            .arg(pool)
-            .arg("--socket")
-            .arg(directory.join("pando.sock"))
-            .arg("--nbd-dir")
-            .arg(directory.join("nbd"))
-            .arg("--journal-dir")
-            .arg(directory.join("journal"))
+            .args(["--pool".as_ref(), pool.as_os_str()])
+            .args(["--run-dir".as_ref(), directory.as_os_str()])
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()?;

@@ -20,19 +20,26 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+#[cfg(feature = "suites")]
 pub mod csi;
+#[cfg(feature = "suites")]
 pub mod csi_cases;
+#[cfg(feature = "suites")]
 pub mod data;
 pub mod devices;
 pub mod nbd;
 pub mod noise;
+#[cfg(feature = "suites")]
 pub mod power;
 pub mod system;
 pub mod tools;
+#[cfg(feature = "suites")]
 pub mod vm;
 
 pub use cli::Cli;
+#[cfg(feature = "suites")]
 pub use csi::Csi;
+#[cfg(feature = "suites")]
 pub use data::Data;
 pub use nbd::Nbd;
 pub use system::System;
