@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pando_tests::cli::number;
 use pando_tests::system::programs;
-use pando_tests::tools::text;
+use pando_tests::tools::{present, text};
 use pando_tests::{Cli, System};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -227,4 +227,44 @@ fn the_missing_directory_of_a_new_pool_is_named() {
     let message = cli.error(&["pool", "create", text(&missing.join("pool")), "--size", "64M"]);
     let directory = format!("directory {} does not exist", missing.display());
     assert!(message.contains(&directory) && message.contains("mkdir -p"), "{message}");
+}
+
+// ---- scripts/setup ----------------------------------------------------------------------------
+
+/// What `scripts/setup-backports` prints on a machine with these sources of apt.
+fn backports(sources: &str) -> (Option<i32>, String, String) {
+    let home = System::empty();
+    let etc = home.path().join("apt");
+    std::fs::create_dir(&etc).expect("a directory");
+    std::fs::write(etc.join("debian.sources"), sources).expect("a file");
+    let config = home.path().join("apt.conf");
+    let dirs = format!(
+        "Dir::Etc::sourcelist \"/dev/null\";\nDir::Etc::sourceparts \"{}\";\nDir::State \"{}\";\n",
+        etc.display(),
+        home.path().display()
+    );
+    std::fs::write(&config, dirs).expect("a file");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/setup-backports");
+    let output = Command::new(script).env("APT_CONFIG", &config).output();
+    ended(&output.expect("the script runs"))
+}
+
+#[test]
+fn setup_takes_packages_from_the_archive_of_this_machine() {
+    if !present(&["apt-get"]) {
+        return;
+    }
+    let entry = |uri: &str, suites: &str| {
+        format!("Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main contrib\n\n")
+    };
+    let mirror = entry("http://mirror.invalid/debian", "bookworm bookworm-updates");
+    let others = entry("http://security.invalid/debian-security", "bookworm-security");
+    let (code, line, err) = backports(&(others.clone() + &mirror));
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(line, "deb http://mirror.invalid/debian/ bookworm-backports main\n");
+    let there = mirror + &entry("http://other.invalid/debian", "bookworm-backports");
+    assert_eq!(backports(&there), (Some(0), String::new(), String::new()));
+    let (code, line, err) = backports(&others);
+    assert_eq!((code, line.as_str()), (Some(1), ""));
+    assert!(err.contains("no archive of bookworm"), "{err}");
 }
