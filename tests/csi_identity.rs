@@ -61,24 +61,24 @@ fn it_says_who_it_is_and_what_it_can() {
     assert_eq!(mode.mode() & 0o777, 0o600);
 }
 
+/// A restart mends neither the daemon nor its pool: what leads to one must not ask about them.
 #[test]
-fn it_is_ready_when_the_daemon_is() {
+fn it_is_alive_without_the_daemon_and_ready_with_it() {
     let mut system = System::start("256MiB");
     let address = free_address();
     let csi = Csi::with(&system, &["--health-address", &address]);
-    let ready = || {
+    let probe = || {
         let mut client = IdentityClient::new(csi.channel());
         csi.answer(client.probe(csi::ProbeRequest {})).expect("an answer").ready
     };
-    assert_eq!(ready(), Some(true));
-    assert_eq!(http(&address, "/healthz"), "HTTP/1.1 200 OK");
+    let paths = || ["/healthz", "/readyz"].map(|path| http(&address, path));
+    let (good, bad) = ("HTTP/1.1 200 OK", "HTTP/1.1 503 Service Unavailable");
+    assert_eq!((probe(), paths()), (Some(true), [good, good].map(str::to_owned)));
     assert_eq!(http(&address, "/"), "HTTP/1.1 404 Not Found");
     system.kill();
-    assert_eq!(ready(), Some(false), "it may come back");
-    assert_eq!(http(&address, "/healthz"), "HTTP/1.1 503 Service Unavailable");
+    assert_eq!((probe(), paths()), (Some(true), [good, bad].map(str::to_owned)));
     system.spawn();
-    assert_eq!(ready(), Some(true));
-    assert_eq!(http(&address, "/healthz"), "HTTP/1.1 200 OK");
+    assert_eq!((probe(), paths()), (Some(true), [good, good].map(str::to_owned)));
 }
 
 #[test]

@@ -371,7 +371,11 @@ fn the_adapter_starts_with_what_is_said_to_it() {
     assert_eq!(volume["hostPath"]["path"], place, "the daemon is on the host");
     let health = parsed.health_address.expect("health is asked for").port();
     assert_eq!(adapter["ports"][0]["containerPort"], health);
-    assert_eq!(adapter["livenessProbe"]["httpGet"]["port"], adapter["ports"][0]["name"]);
+    // A pool that failed must not have its adapter, and all sidecars, restarted again and again.
+    for (probe, path) in [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
+        let get = &adapter[probe]["httpGet"];
+        assert_eq!((&get["path"], &get["port"]), (&path.into(), &adapter["ports"][0]["name"]));
+    }
     assert_eq!(adapter["securityContext"]["privileged"], true);
     let mounts = list(&adapter["volumeMounts"]);
     let kubelet = mounts.iter().find(|mount| mount["mountPath"] == "/var/lib/kubelet");

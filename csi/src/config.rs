@@ -35,7 +35,7 @@ pub struct Config {
     pub registration_dir: Option<PathBuf>,
     /// Where kubelet finds `endpoint`, if it has another path in kubelet's mount namespace.
     pub kubelet_endpoint: Option<PathBuf>,
-    /// Where `/healthz` is served over HTTP; none: health is only told by the call Probe.
+    /// Where `/healthz` (this process) and `/readyz` (the pool) are served over HTTP; none: nowhere.
     pub health_address: Option<SocketAddr>,
     /// Whether the controller grows volumes. If not, NodeExpandVolume does all of it: for clusters
     /// where the resizer reaches only the adapter of one node.

@@ -1,5 +1,6 @@
-//! Health over HTTP, for kubelet's liveness probe: what Probe says, without a sidecar that calls
-//! it.
+//! Health over HTTP, for kubelet's probes. Liveness is that of this process: kubelet answers its
+//! end with a restart, which mends neither the daemon nor the pool, and would take the sidecars
+//! along. Readiness is that of the pool.
 
 use std::sync::Arc;
 
@@ -8,11 +9,11 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use tokio::net::TcpListener;
+use tonic::Status;
 
 use crate::adapter::Adapter;
-use crate::identity;
 
-/// Serves `/healthz` on the configured address, if there is one, until dropped.
+/// Serves `/healthz` and `/readyz` on the configured address, if there is one, until dropped.
 ///
 /// # Errors
 /// The address cannot be listened on.
@@ -22,11 +23,29 @@ pub(crate) async fn serve(adapter: Arc<Adapter>) -> Result<()> {
     };
     let listener =
         TcpListener::bind(address).await.with_context(|| format!("health_address {address}"))?;
-    let answer = get(move || async move {
-        match identity::ready(&adapter).await {
+    let readiness = move || async move {
+        match ready(&adapter).await {
             Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
             Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", error.message())),
         }
-    });
-    axum::serve(listener, Router::new().route("/healthz", answer)).await.context("health")
+    };
+    let router =
+        Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(readiness));
+    axum::serve(listener, router).await.context("health")
+}
+
+/// Whether volumes can be served now.
+///
+/// # Errors
+/// Why not: UNAVAILABLE when the daemon does not answer, as while it starts; FAILED_PRECONDITION
+/// when its pool failed and needs a person.
+async fn ready(adapter: &Adapter) -> Result<(), Status> {
+    let pool = adapter.daemon.pool().await?;
+    if pool.poisoned.is_empty() {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(format!(
+        "pool {} accepts no change: {}; see to its device, then restart pandod",
+        pool.path, pool.poisoned
+    )))
 }

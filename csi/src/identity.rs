@@ -1,4 +1,4 @@
-//! The service Identity: who the driver is, what it can do, whether it is ready.
+//! The service Identity: who the driver is, what it can do, that it is alive.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,22 +34,6 @@ impl IdentityService {
     }
 }
 
-/// Whether volumes can be served now.
-///
-/// # Errors
-/// Why not: UNAVAILABLE when the daemon does not answer, as while it starts; FAILED_PRECONDITION
-/// when its pool failed and needs a person.
-pub(crate) async fn ready(adapter: &Adapter) -> Result<(), Status> {
-    let pool = adapter.daemon.pool().await?;
-    if pool.poisoned.is_empty() {
-        return Ok(());
-    }
-    Err(Status::failed_precondition(format!(
-        "pool {} accepts no change: {}; see to its device, then restart pandod",
-        pool.path, pool.poisoned
-    )))
-}
-
 #[tonic::async_trait]
 impl Identity for IdentityService {
     async fn get_plugin_info(
@@ -77,16 +61,13 @@ impl Identity for IdentityService {
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 
+    /// That this process answers is all that is reported. The answer to a plugin that is not ready
+    /// is a restart of it (livenessprobe), or to wait for it (the other sidecars); neither helps
+    /// when the daemon or its pool failed, which each call reports by itself.
     async fn probe(
         &self,
         _request: Request<ProbeRequest>,
     ) -> Result<Response<ProbeResponse>, Status> {
-        match ready(&self.adapter).await {
-            Ok(()) => Ok(Response::new(ProbeResponse { ready: Some(true) })),
-            Err(error) if error.code() == tonic::Code::Unavailable => {
-                Ok(Response::new(ProbeResponse { ready: Some(false) }))
-            }
-            Err(error) => Err(error),
-        }
+        Ok(Response::new(ProbeResponse { ready: Some(true) }))
     }
 }

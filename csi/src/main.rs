@@ -37,7 +37,7 @@ struct Args {
     /// Where kubelet finds the socket of the driver, if elsewhere
     #[arg(long, value_name = "PATH")]
     kubelet_endpoint: Option<PathBuf>,
-    /// Address of /healthz
+    /// Address of /healthz and /readyz
     #[arg(long, value_name = "ADDRESS:PORT")]
     health_address: Option<SocketAddr>,
     /// Check the configuration and exit
