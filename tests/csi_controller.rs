@@ -274,12 +274,55 @@ fn volumes_are_on_their_node() {
     assert_eq!(made.accessible_topology, [here]);
     assert_eq!(code(csi.create(at("elsewhere", &[there]))), Code::ResourceExhausted);
 
-    // The id of a volume in the pool of another node.
-    let (_other_system, other, _) = start();
+    // A clone of a volume of another node: the scheduler is to choose again.
+    let other_system = System::start("256MiB");
+    let other = Csi::on(&other_system, "node-2", &[]);
     let foreign = other.create(request("far", SIZE, &block())).expect("a volume").volume_id;
     assert_eq!(code(csi.create(clone_of("clone", &foreign))), Code::ResourceExhausted);
     let nowhere = code(csi.create(clone_of("clone", "node-1.nothing.1")));
     assert_eq!(nowhere, Code::NotFound);
+}
+
+/// OK to a deletion, or NOT_FOUND to anything else, would make the caller forget an object that is
+/// still there.
+#[test]
+fn a_call_that_went_to_the_wrong_node_decides_nothing() {
+    let (_system, csi, _data) = start();
+    let other_system = System::start("256MiB");
+    let other = Csi::on(&other_system, "node-2", &[]);
+    let volume_id = other.create(request("far", SIZE, &block())).expect("a volume").volume_id;
+    let refused = csi.delete(&volume_id).expect_err("it is another node's");
+    assert!(refused.message().contains("is on another node than node-1"), "{refused}");
+    assert_eq!(code::<()>(Err(refused)), Code::FailedPrecondition);
+    let capacity_range = Some(csi::CapacityRange { required_bytes: SIZE, limit_bytes: 0 });
+    let mut controller = csi.controller();
+    let get = csi::ControllerGetVolumeRequest { volume_id: volume_id.clone() };
+    assert_eq!(code(csi.answer(controller.controller_get_volume(get))), Code::FailedPrecondition);
+    let expand = csi::ControllerExpandVolumeRequest {
+        volume_id: volume_id.clone(),
+        capacity_range,
+        ..Default::default()
+    };
+    let expanded = csi.answer(controller.controller_expand_volume(expand));
+    assert_eq!(code(expanded), Code::FailedPrecondition);
+    let modify =
+        csi::ControllerModifyVolumeRequest { volume_id: volume_id.clone(), ..Default::default() };
+    let modified = csi.answer(controller.controller_modify_volume(modify));
+    assert_eq!(code(modified), Code::FailedPrecondition);
+    let validate = csi::ValidateVolumeCapabilitiesRequest {
+        volume_id: volume_id.clone(),
+        volume_capabilities: vec![block()],
+        ..Default::default()
+    };
+    let validated = csi.answer(controller.validate_volume_capabilities(validate));
+    assert_eq!(code(validated), Code::FailedPrecondition);
+    other.delete(&volume_id).expect("it is still there, on its own node");
+
+    // A pool of this node that was replaced by another one is gone, and so is what was in it.
+    let (_, rest) = volume_id.split_once('.').expect("an id has dots");
+    let replaced = format!("node-1.{rest}");
+    csi.delete(&replaced).expect("gone is gone");
+    assert_eq!(code(csi.create(clone_of("clone", &replaced))), Code::NotFound);
 }
 
 #[test]

@@ -125,9 +125,16 @@ fn impossible_groups_leave_nothing() {
     assert_eq!(code(take(&csi, "", &sources)), Code::InvalidArgument);
     let many: Vec<String> = (0..65).map(|index| format!("fake-{index}")).collect();
     assert_eq!(code(take(&csi, "g", &many)), Code::InvalidArgument);
-    let (_other_system, other, _) = start();
-    let foreign = volumes(&other, &["far"]).remove(0);
-    assert_eq!(code(take(&csi, "g", &with(&foreign))), Code::FailedPrecondition);
+    let other_system = System::start("256MiB");
+    let other = Csi::on(&other_system, "node-2", &[]);
+    let foreign = volumes(&other, &["far"]);
+    assert_eq!(code(take(&csi, "g", &with(&foreign[0]))), Code::FailedPrecondition);
+    // A call about a group of another node decides nothing.
+    let group = take(&other, "g", &foreign).expect("a group");
+    let id = &group.group_snapshot_id;
+    assert_eq!(code(delete(&csi, id, &members(&group))), Code::FailedPrecondition);
+    assert_eq!(code(get(&csi, id, &members(&group))), Code::FailedPrecondition);
+    assert_eq!(get(&other, id, &members(&group)).expect("it is still there"), group);
     assert_eq!(data.pool().snapshots, 0);
     for fake in ["fake", "../..", "node-1.x.g1"] {
         delete(&csi, fake, &[]).expect("nothing is there to be deleted");

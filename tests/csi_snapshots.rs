@@ -136,6 +136,29 @@ fn what_is_asked_of_the_wrong_object_is_refused() {
 }
 
 #[test]
+fn a_call_that_went_to_the_wrong_node_decides_nothing() {
+    let (_system, csi, _data) = start();
+    let other_system = System::start("256MiB");
+    let other = Csi::on(&other_system, "node-2", &[]);
+    let volume = other.create(request("far", SIZE, &block())).expect("a volume").volume_id;
+    let taken = snapshot(&other, "far", &volume).expect("a snapshot");
+    let id = taken.snapshot_id.clone();
+    let refused = delete(&csi, &id).expect_err("it is another node's");
+    assert!(refused.message().contains("is on another node than node-1"), "{refused}");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(code(snapshot(&csi, "far", &volume)), Code::FailedPrecondition);
+    let get = csi::GetSnapshotRequest { snapshot_id: id.clone(), ..Default::default() };
+    let got = csi.answer(csi.controller().get_snapshot(get));
+    assert_eq!(code(got), Code::FailedPrecondition);
+    assert_eq!(code(csi.create(restored("restored", &id))), Code::ResourceExhausted);
+    // A list has what is here.
+    let query = csi::ListSnapshotsRequest { snapshot_id: id.clone(), ..Default::default() };
+    assert!(list(&csi, query.clone()).expect("a list").0.is_empty());
+    assert_eq!(list(&other, query).expect("a list").0, [taken]);
+    delete(&other, &id).expect("it is still there, on its own node");
+}
+
+#[test]
 fn lists_are_filtered_and_go_page_by_page() {
     let (system, csi, _data) = start();
     let one = csi.create(request("one", SIZE, &block())).expect("a volume").volume_id;

@@ -30,9 +30,9 @@ pub(crate) struct Adapter {
 pub(crate) enum Found {
     /// It, and the device that it is, if any.
     Here(Box<v1::Volume>, Option<Box<v1::Attachment>>),
-    /// It is of another pool, so of another node.
+    /// It is of another node, and of a pool that is not here.
     Elsewhere,
-    /// There is none.
+    /// There is none: it was deleted, or its pool was replaced by another one on this node.
     Nowhere,
 }
 
@@ -75,7 +75,7 @@ impl Adapter {
     ) -> Result<Found, Status> {
         let Some(parsed) = ids::parse(id) else { return Ok(Found::Nowhere) };
         if parsed.pool != *pool {
-            return Ok(Found::Elsewhere);
+            return Ok(self.other_pool(&parsed));
         }
         let found = self.daemon.find(by_number(parsed.number)).await?;
         Ok(match found {
@@ -86,10 +86,24 @@ impl Adapter {
         })
     }
 
+    /// What an id of another pool names.
+    pub(crate) fn other_pool(&self, id: &ids::Id) -> Found {
+        if id.node == self.config.node_id { Found::Nowhere } else { Found::Elsewhere }
+    }
+
+    /// The answer to a call about an object of another node, which NOT_FOUND would report as lost.
+    pub(crate) fn elsewhere(&self, what: &str, id: &str) -> Status {
+        Status::failed_precondition(format!(
+            "{what} {id:?} is on another node than {}: send the call to the adapter of that node",
+            self.config.node_id
+        ))
+    }
+
     /// The volume of this id, and the device that it is, if any.
     ///
     /// # Errors
-    /// NOT_FOUND if there is none here, or what the daemon says.
+    /// NOT_FOUND if there is none, FAILED_PRECONDITION if it is another node's, or what the daemon
+    /// answers.
     pub(crate) async fn volume(
         &self,
         id: &str,
@@ -97,10 +111,7 @@ impl Adapter {
         let pool = self.pool_id().await?;
         match self.find_volume(&pool, id).await? {
             Found::Here(volume, attachment) => Ok((*volume, attachment.map(|a| *a))),
-            Found::Elsewhere => Err(Status::not_found(format!(
-                "volume {id:?} is not of the pool of node {}",
-                self.config.node_id
-            ))),
+            Found::Elsewhere => Err(self.elsewhere("volume", id)),
             Found::Nowhere => Err(Status::not_found(format!("volume {id:?} does not exist"))),
         }
     }

@@ -52,10 +52,18 @@ impl GroupService {
     }
 
     /// The members of the group of this id: none if there is no such group.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if it is another node's.
     async fn group(&self, pool: &PoolId, id: &str) -> Result<Vec<v1::Volume>, Status> {
-        match ids::parse_group(id).filter(|id| id.pool == *pool) {
-            Some(id) => self.members(labels::GROUP_ID, id.number.to_string()).await,
-            None => Ok(Vec::new()),
+        match ids::parse_group(id) {
+            Some(parsed) if parsed.pool == *pool => {
+                self.members(labels::GROUP_ID, parsed.number.to_string()).await
+            }
+            Some(parsed) if matches!(self.adapter.other_pool(&parsed), Found::Elsewhere) => {
+                Err(self.adapter.elsewhere("group", id))
+            }
+            Some(_) | None => Ok(Vec::new()),
         }
     }
 
@@ -105,7 +113,8 @@ impl GroupService {
                 }
                 Found::Elsewhere => {
                     return Err(Status::failed_precondition(format!(
-                        "source volume {id:?} is on another node: a group is of one node"
+                        "source volume {id:?} is on another node than {}: a group is of one node",
+                        self.adapter.config.node_id
                     )));
                 }
                 Found::Nowhere => {

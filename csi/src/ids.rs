@@ -13,7 +13,8 @@
 //!
 //! The number is the identity in the pool's catalogue, which is never used again; with the pool's
 //! UUID it names one volume for all time, also after a pool was made anew. The node is there for
-//! people and for whoever routes calls to nodes. An id is only ever compared and looked up.
+//! people and for what routes calls to nodes; it tells a call that went to the wrong node from one
+//! about a pool that was replaced. An id is only ever compared and looked up.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -52,6 +53,8 @@ impl PoolId {
 /// An id taken apart: where it is, and what its number is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Id {
+    /// The node on which it was made. Its pool may have moved since.
+    pub(crate) node: String,
     pub(crate) pool: PoolId,
     pub(crate) number: u64,
 }
@@ -70,12 +73,12 @@ fn parse_with(text: &str, prefix: &str) -> Option<Id> {
     let mut parts = text.rsplitn(3, '.');
     let digits = parts.next()?.strip_prefix(prefix)?;
     let pool = parts.next()?;
-    parts.next()?;
+    let node = parts.next()?;
     let number: u64 = digits.parse().ok()?;
     // One text for each number: no sign, no leading zeros.
     let plain = number.to_string() == digits;
     let uuid = pool.len() == 32 && pool.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    (plain && uuid).then(|| Id { pool: PoolId(pool.to_owned()), number })
+    (plain && uuid).then(|| Id { node: node.to_owned(), pool: PoolId(pool.to_owned()), number })
 }
 
 /// A CSI name, which can be any text of 128 bytes, as part of a name in the pool: as it is, or
@@ -132,9 +135,10 @@ mod tests {
         let node = "ip-10-0-0-1.eu.internal";
         let id = pool().id(node, 42);
         assert_eq!(id, "ip-10-0-0-1.eu.internal.0f3c00001111222233334444555566e1.42");
-        assert_eq!(parse(&id), Some(Id { pool: pool(), number: 42 }));
+        let expected = |number| Some(Id { node: node.to_owned(), pool: pool(), number });
+        assert_eq!(parse(&id), expected(42));
         let group = pool().group_id(node, 7);
-        assert_eq!(parse_group(&group), Some(Id { pool: pool(), number: 7 }));
+        assert_eq!(parse_group(&group), expected(7));
         assert_eq!((parse(&group), parse_group(&id)), (None, None));
         // The longest: a label's value, a UUID, and any number.
         let longest = pool().group_id(&"n".repeat(63), u64::MAX);

@@ -72,10 +72,19 @@ impl Csi {
     /// It does not start.
     #[must_use]
     pub fn with(system: &System, more: &[&str]) -> Self {
+        Self::on(system, NODE, more)
+    }
+
+    /// The same for a node of another name.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn on(system: &System, node: &str, more: &[&str]) -> Self {
         let directory = system.path().to_owned();
         let text = |name: &str| directory.join(name).to_str().expect("a text").to_owned();
         let (endpoint, daemon) = (text("csi.sock"), text("pando.sock"));
-        let given = ["--endpoint", &endpoint, "--daemon-socket", &daemon, "--node-id", NODE];
+        let given = ["--endpoint", &endpoint, "--daemon-socket", &daemon, "--node-id", node];
         let arguments = given.iter().chain(more).map(ToString::to_string).collect();
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(1).enable_all().build().expect("a runtime");

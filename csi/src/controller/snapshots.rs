@@ -4,7 +4,7 @@
 use pando_proto::v1;
 use prost_types::Timestamp;
 use tonic::Status;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::adapter::{Adapter, Found};
 use crate::controller::{frozen, page, parameters, signed};
@@ -53,7 +53,10 @@ pub(super) async fn create(
             let source = (freeze || frozen::wanted(&volume)).then_some(volume.id);
             frozen::make_one(adapter, source, self::request(name, volume.id)).await?
         }
-        Found::Elsewhere | Found::Nowhere => {
+        Found::Elsewhere => {
+            return Err(adapter.elsewhere("source volume", &request.source_volume_id));
+        }
+        Found::Nowhere => {
             return Err(Status::not_found(format!(
                 "source volume {:?} does not exist on node {}",
                 request.source_volume_id, adapter.config.node_id
@@ -104,12 +107,7 @@ pub(super) async fn delete(
             adapter.daemon.delete(snapshot.id).await?;
             info!(snapshot = snapshot.name, id = snapshot.id, "snapshot deleted");
         }
-        Found::Elsewhere => {
-            warn!(
-                snapshot_id = request.snapshot_id,
-                "snapshot of another pool: nothing is deleted"
-            );
-        }
+        Found::Elsewhere => return Err(adapter.elsewhere("snapshot", &request.snapshot_id)),
         Found::Nowhere => {}
     }
     Ok(DeleteSnapshotResponse {})
@@ -169,7 +167,7 @@ pub(super) async fn get(
 /// The snapshot of this id.
 ///
 /// # Errors
-/// NOT_FOUND if there is none on this node.
+/// NOT_FOUND if there is none, FAILED_PRECONDITION if it is another node's.
 pub(crate) async fn existing(
     adapter: &Adapter,
     pool: &PoolId,
@@ -177,7 +175,8 @@ pub(crate) async fn existing(
 ) -> Result<v1::Volume, Status> {
     match adapter.find_snapshot(pool, id).await? {
         Found::Here(snapshot, _) => Ok(*snapshot),
-        Found::Elsewhere | Found::Nowhere => Err(Status::not_found(format!(
+        Found::Elsewhere => Err(adapter.elsewhere("snapshot", id)),
+        Found::Nowhere => Err(Status::not_found(format!(
             "snapshot {id:?} does not exist on node {}",
             adapter.config.node_id
         ))),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use pando_proto::v1;
 use tonic::Status;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::adapter::{Adapter, Found};
 use crate::controller::parameters::{Limits, Parameters};
@@ -239,9 +239,7 @@ pub(super) async fn delete(
             adapter.daemon.delete(volume.id).await?;
             info!(volume = volume.name, id = volume.id, "volume deleted");
         }
-        Found::Elsewhere => {
-            warn!(volume_id = request.volume_id, "volume of another pool: nothing is deleted");
-        }
+        Found::Elsewhere => return Err(adapter.elsewhere("volume", &request.volume_id)),
         Found::Nowhere => {}
     }
     Ok(DeleteVolumeResponse {})

@@ -96,6 +96,7 @@ impl<'a> Calls<'a> {
             0xEC => format!("node-1.{POOL}.999999"),
             0xED => "a\r\nb\u{1b}[2J".into(),
             0xEE => format!("node-1.{POOL}.g1"),
+            0xEF => format!("node-2.{}.1", "0".repeat(32)),
             id => {
                 let catalogue = self.pandod.catalogue();
                 let at = usize::from(id).checked_rem(catalogue.volumes.len());
@@ -140,7 +141,7 @@ impl<'a> Calls<'a> {
                 None => assert!(ends && !empty, "{raw:?}, id {id:?}: {first:?}"),
                 Some(Code::InvalidArgument) => {}
                 Some(Code::NotFound) => assert!(!ends, "{raw:?}, id {id:?}: {first:?}"),
-                // Of another pool, so of another node; or a path that cannot be.
+                // Of another node; or a path that cannot be.
                 Some(Code::ResourceExhausted | Code::FailedPrecondition | Code::Internal) => {}
                 Some(code) => panic!("{raw:?}, id {id:?}: {code:?}"),
             }
