@@ -50,7 +50,8 @@ const SIDECARS: [(&str, &str); 3] = [
     (
         "csi-provisioner:v6.3.0",
         "csi-address node-deployment strict-topology immediate-topology enable-capacity \
-         capacity-ownerref-level extra-create-metadata default-fstype worker-threads timeout",
+         capacity-ownerref-level kube-api-capacity-qps kube-api-capacity-burst \
+         extra-create-metadata worker-threads timeout",
     ),
     ("csi-snapshotter:v8.6.0", "csi-address node-deployment timeout"),
     ("csi-resizer:v2.2.1", "csi-address leader-election timeout"),

@@ -94,22 +94,17 @@ impl GroupService {
         Ok(Vec::new())
     }
 
-    /// The volumes to take snapshots of, by their numbers, and those to freeze meanwhile.
+    /// The volumes to take snapshots of, by their numbers.
     async fn sources(
         &self,
         pool: &PoolId,
         ids: &BTreeSet<String>,
-        freeze: bool,
-    ) -> Result<(BTreeSet<u64>, Vec<u64>), Status> {
-        let mut numbers = BTreeSet::new();
-        let mut to_freeze = Vec::new();
+    ) -> Result<BTreeMap<u64, v1::Volume>, Status> {
+        let mut sources = BTreeMap::new();
         for id in ids {
             match self.adapter.find_volume(pool, id).await? {
                 Found::Here(volume, _) => {
-                    numbers.insert(volume.id);
-                    if freeze || frozen::wanted(&volume) {
-                        to_freeze.push(volume.id);
-                    }
+                    sources.insert(volume.id, *volume);
                 }
                 Found::Elsewhere => {
                     return Err(Status::failed_precondition(format!(
@@ -122,7 +117,7 @@ impl GroupService {
                 }
             }
         }
-        Ok((numbers, to_freeze))
+        Ok(sources)
     }
 }
 
@@ -196,15 +191,19 @@ impl GroupController for GroupService {
             let group_snapshot = Some(self.shown(&pool, &old)?);
             return Ok(Response::new(CreateVolumeGroupSnapshotResponse { group_snapshot }));
         }
-        let (sources, to_freeze) = self.sources(&pool, &wanted, freeze).await?;
+        let sources = self.sources(&pool, &wanted).await?;
+        let to_freeze = sources.values().filter(|source| freeze || frozen::wanted(source));
+        let to_freeze: Vec<u64> = to_freeze.map(|source| source.id).collect();
         let number = uuid::Uuid::new_v4().as_u64_pair().1;
         let labels = BTreeMap::from([
             (labels::GROUP.to_owned(), request.name.clone()),
             (labels::GROUP_ID.to_owned(), number.to_string()),
         ]);
-        let requests = sources.iter().map(|source| v1::CreateVolumeRequest {
-            labels: labels.clone(),
-            ..snapshots::request(ids::member_name(&request.name, *source), *source)
+        let requests = sources.values().map(|source| {
+            let member = ids::member_name(&request.name, source.id);
+            let mut request = snapshots::request(member, source);
+            request.labels.extend(labels.clone());
+            request
         });
         let members = frozen::make(&self.adapter, &to_freeze, requests.collect()).await?;
         info!(group = request.name, members = members.len(), "group of snapshots made");

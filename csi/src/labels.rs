@@ -3,8 +3,8 @@
 //! itself; a volume has a content source, and so must never be formatted, if its `source_id` is
 //! set.
 
-/// File system that the volume was asked with: `ext4`, `xfs` or `btrfs`. Only on volumes for
-/// mounts.
+/// File system of a volume for mounts: `ext4`, `xfs` or `btrfs`; the one that it was asked with, and
+/// for a copy of which none was asked, that of its source. Snapshots have that of their volume.
 pub const FS_TYPE: &str = "csi.pando.dev/fs-type";
 /// More arguments for mkfs, separated by blanks.
 pub const MKFS_OPTIONS: &str = "csi.pando.dev/mkfs-options";

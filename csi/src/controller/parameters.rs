@@ -18,11 +18,12 @@ use bytesize::ByteSize;
 use tonic::Status;
 
 use crate::labels;
+use crate::node::Kind;
 
 /// Begins the keys that the sidecars of Kubernetes add.
 const SIDECARS: &str = "csi.storage.k8s.io/";
-/// File systems that a volume can have; the first is the default.
-const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
+/// File system of a class that names none.
+pub(super) const DEFAULT_KIND: Kind = Kind::Ext4;
 /// Kinds of devices; the first is the default.
 const DEVICE_KINDS: [&str; 4] = ["auto", "ublk", "nbd", "loop"];
 /// Bytes of arguments for mkfs: with its key they must fit into a label.
@@ -89,7 +90,7 @@ impl Limits {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Parameters {
     /// File system that was asked for, if one was.
-    fs_type: Option<String>,
+    kind: Option<Kind>,
     mkfs_options: Option<String>,
     device_kind: Option<String>,
     /// Freeze the mounted source while the clone is made.
@@ -120,7 +121,7 @@ impl Parameters {
 
     fn take(&mut self, key: &str, value: &str) -> Result<(), Status> {
         match key {
-            "fsType" => self.fs_type = Some(fs_type(value)?),
+            "fsType" => self.kind = Some(fs_type(value)?),
             "mkfsOptions" => self.mkfs_options = mkfs_options(value)?,
             "deviceKind" => {
                 if !DEVICE_KINDS.contains(&value) {
@@ -143,41 +144,40 @@ impl Parameters {
         Ok(())
     }
 
-    /// What the catalogue is to remember. `mounted` is the file system that the volume's
-    /// capabilities ask for (empty: any), or none for a block device.
+    /// The file system that parameter and capabilities ask for; none if neither names one.
+    /// `asked` is what the capabilities name, empty for any.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT: capability and parameter contradict each other.
-    pub(super) fn labels(&self, mounted: Option<&str>) -> Result<Map, Status> {
+    /// INVALID_ARGUMENT: there is no such file system, or the two contradict each other.
+    pub(super) fn kind(&self, asked: &str) -> Result<Option<Kind>, Status> {
+        let asked = Some(asked).filter(|asked| !asked.is_empty()).map(fs_type).transpose()?;
+        match (self.kind, asked) {
+            (Some(one), Some(other)) if one != other => Err(Status::invalid_argument(format!(
+                "parameter fsType = {one}, but the capability asks for {other}"
+            ))),
+            (one, other) => Ok(one.or(other)),
+        }
+    }
+
+    /// What the catalogue is to remember, beside the file system. `mounted`: the volume is not a
+    /// block device.
+    pub(super) fn labels(&self, mounted: bool) -> Map {
         let mut kept = Map::new();
         let mut keep = |key: &str, value: Option<String>| {
             kept.extend(value.map(|value| (key.to_owned(), value)));
         };
-        let access = match mounted {
-            Some(asked) => {
-                let asked = Some(asked).filter(|asked| !asked.is_empty()).map(fs_type);
-                let asked = asked.transpose()?;
-                let chosen = match (&self.fs_type, asked) {
-                    (Some(one), Some(other)) if *one != other => {
-                        return Err(Status::invalid_argument(format!(
-                            "parameter fsType = {one}, but the capability asks for {other}"
-                        )));
-                    }
-                    (Some(chosen), _) => chosen.clone(),
-                    (None, asked) => asked.unwrap_or_else(|| FILE_SYSTEMS[0].to_owned()),
-                };
-                keep(labels::FS_TYPE, Some(chosen));
-                keep(labels::MKFS_OPTIONS, self.mkfs_options.clone());
-                labels::ACCESS_MOUNT
-            }
-            None => labels::ACCESS_BLOCK,
+        let access = if mounted {
+            keep(labels::MKFS_OPTIONS, self.mkfs_options.clone());
+            labels::ACCESS_MOUNT
+        } else {
+            labels::ACCESS_BLOCK
         };
         keep(labels::ACCESS, Some(access.to_owned()));
         keep(labels::DEVICE_KIND, self.device_kind.clone());
         keep(labels::FREEZE, self.freeze.then(|| labels::TRUE.to_owned()));
         keep(labels::LIMITS, self.limits.label());
         keep(labels::CLAIM, self.claim.clone());
-        Ok(kept)
+        kept
     }
 }
 
@@ -197,10 +197,10 @@ pub(crate) fn snapshot(parameters: &Map) -> Result<bool, Status> {
     Ok(frozen)
 }
 
-/// Labels that an equal request has; the claim is only there for people.
-pub(super) const COMPARED: [&str; 7] = [
+/// Labels that an equal request has; the claim is only there for people, and a copy may be asked
+/// for without naming its file system.
+pub(super) const COMPARED: [&str; 6] = [
     labels::ACCESS,
-    labels::FS_TYPE,
     labels::MKFS_OPTIONS,
     labels::DEVICE_KIND,
     labels::FREEZE,
@@ -208,11 +208,8 @@ pub(super) const COMPARED: [&str; 7] = [
     labels::SOURCE,
 ];
 
-fn fs_type(value: &str) -> Result<String, Status> {
-    if !FILE_SYSTEMS.contains(&value) {
-        return Err(refused("fsType", value, &FILE_SYSTEMS.join(", ")));
-    }
-    Ok(value.to_owned())
+fn fs_type(value: &str) -> Result<Kind, Status> {
+    Kind::named(value).ok_or_else(|| refused("fsType", value, "ext4, xfs, btrfs"))
 }
 
 /// Arguments for mkfs: words without a path, so that none of them names another device or file.
@@ -277,26 +274,38 @@ mod tests {
         let mutable = map(&[("growthLimit", "20Gi"), ("iopsLimit", "500")]);
         let parsed = Parameters::parse(&parameters, &mutable).unwrap();
         assert_eq!(parsed.limits.growth_bytes, Some(20 << 30));
-        let expected = map(&[
+        let mut expected = map(&[
             (labels::ACCESS, "mount"),
-            (labels::FS_TYPE, "xfs"),
             (labels::MKFS_OPTIONS, "-m crc=1"),
             (labels::DEVICE_KIND, "loop"),
             (labels::FREEZE, "true"),
             (labels::LIMITS, "growth=21474836480 reservation=0 iops=500 bandwidth=0"),
             (labels::CLAIM, "shop/db"),
         ]);
-        assert_eq!(parsed.labels(Some("")).unwrap(), expected);
-        assert!(parsed.labels(Some("ext4")).unwrap_err().message().contains("asks for ext4"));
-        assert!(!parsed.labels(None).unwrap().contains_key(labels::FS_TYPE));
+        assert_eq!(parsed.labels(true), expected);
+        expected.remove(labels::MKFS_OPTIONS);
+        expected.insert(labels::ACCESS.to_owned(), "block".to_owned());
+        assert_eq!(parsed.labels(false), expected);
+    }
+
+    #[test]
+    fn parameter_and_capability_name_one_file_system() {
+        let kind = |pairs: &[(&str, &str)], asked| {
+            Parameters::parse(&map(pairs), &Map::new()).unwrap().kind(asked)
+        };
+        let xfs = [("fsType", "xfs")];
+        assert_eq!(kind(&xfs, "").unwrap(), Some(Kind::Xfs));
+        assert_eq!(kind(&xfs, "xfs").unwrap(), Some(Kind::Xfs));
+        assert_eq!(kind(&[], "btrfs").unwrap(), Some(Kind::Btrfs));
+        assert_eq!(kind(&[], "").unwrap(), None);
+        assert!(kind(&xfs, "ext4").unwrap_err().message().contains("asks for ext4"));
+        assert!(kind(&[], "ntfs").unwrap_err().message().contains("ext4, xfs, btrfs"));
     }
 
     #[test]
     fn nothing_said_is_the_default() {
         let parsed = Parameters::parse(&Map::new(), &Map::new()).unwrap();
-        let labels = parsed.labels(Some("")).unwrap();
-        assert_eq!(labels, map(&[(labels::ACCESS, "mount"), (labels::FS_TYPE, "ext4")]));
-        assert_eq!(parsed.labels(Some("btrfs")).unwrap()[labels::FS_TYPE], "btrfs");
+        assert_eq!(parsed.labels(true), map(&[(labels::ACCESS, "mount")]));
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! What a request asks of a volume: how it will be used, how large it is to be, and where.
+//! What a request asks of a volume: how it will be used, how large it is to be, and where. What can
+//! never be staged is refused here: kubelet would try it for ever.
 
 use tonic::Status;
 
+use crate::node::{Kind, MountOptions};
 use crate::proto::csi::volume_capability::AccessType;
 use crate::proto::csi::volume_capability::access_mode::Mode;
 use crate::proto::csi::{CapacityRange, Topology, TopologyRequirement, VolumeCapability};
@@ -40,8 +42,9 @@ pub(super) fn usage(capabilities: &[VolumeCapability]) -> Result<Option<String>,
         }
         if !MODES.contains(&mode) {
             return Err(Status::invalid_argument(format!(
-                "access mode {}: a volume of Pando is on one node",
-                mode.as_str_name()
+                "access mode {}: a volume of Pando is on one node; use {}",
+                mode.as_str_name(),
+                Mode::SingleNodeWriter.as_str_name()
             )));
         }
         if usage.as_ref().is_some_and(|other| *other != one) {
@@ -52,6 +55,46 @@ pub(super) fn usage(capabilities: &[VolumeCapability]) -> Result<Option<String>,
         usage = Some(one);
     }
     usage.ok_or_else(|| Status::invalid_argument("volume_capabilities are missing"))
+}
+
+/// Checks that a file system of `kind` can be mounted with the flags of all capabilities.
+///
+/// # Errors
+/// INVALID_ARGUMENT, naming the flag.
+pub(super) fn mountable(capabilities: &[VolumeCapability], kind: Kind) -> Result<(), Status> {
+    for capability in capabilities {
+        if let Some(AccessType::Mount(mount)) = &capability.access_type {
+            MountOptions::parse(kind, &mount.mount_flags)?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of the smallest volume that a file system fits on.
+pub(super) const fn smallest(kind: Kind) -> u64 {
+    match kind {
+        // 224 KiB with mke2fs 1.47 and the options of ours.
+        Kind::Ext4 => 256 << 10,
+        // Since xfsprogs 5.19, whatever the options.
+        Kind::Xfs => 300 << 20,
+        // mkfs.btrfs makes one of 109 MiB, but the kernel grows none to less than this, and each one
+        // is grown to the size of its device when it is staged.
+        Kind::Btrfs => 256 << 20,
+    }
+}
+
+/// Checks that a new volume of `size_bytes` can be formatted.
+///
+/// # Errors
+/// OUT_OF_RANGE, naming the least size.
+pub(super) fn holds(name: &str, kind: Kind, size_bytes: u64) -> Result<(), Status> {
+    let least = smallest(kind);
+    if size_bytes < least {
+        return Err(Status::out_of_range(format!(
+            "volume {name}: {kind} does not fit on {size_bytes} bytes; ask for {least} or more"
+        )));
+    }
+    Ok(())
 }
 
 /// Sizes that a request accepts.
@@ -82,9 +125,12 @@ impl Capacity {
             asked => asked.next_multiple_of(SIZE_UNIT).max(*SIZES.start()),
         };
         if required_bytes.max(*SIZES.start()) > limit_bytes {
+            let range = match limit {
+                0 => format!("{asked} bytes or more"),
+                limit => format!("{asked} to {limit} bytes"),
+            };
             return Err(Status::out_of_range(format!(
-                "no volume has {asked} to {limit} bytes: sizes are multiples of {SIZE_UNIT}, {} \
-                 to {}",
+                "no volume has {range}: sizes are multiples of {SIZE_UNIT}, {} to {} bytes",
                 SIZES.start(),
                 SIZES.end()
             )));
@@ -97,7 +143,7 @@ impl Capacity {
         size_bytes >= self.required_bytes && size_bytes <= self.limit_bytes
     }
 
-    /// Size of a new volume without a source.
+    /// Size of a new volume without a source; `default_bytes` if none was asked for, or the limit.
     pub(super) fn choose(&self, default_bytes: u64) -> u64 {
         match self.required_bytes {
             0 => default_bytes.min(self.limit_bytes - self.limit_bytes % SIZE_UNIT),
@@ -184,6 +230,34 @@ mod tests {
         assert_eq!(code(i64::MAX, 0), Code::OutOfRange);
         assert_eq!(code(-1, 0), Code::InvalidArgument);
         assert_eq!(code(0, -1), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn a_range_without_limit_is_shown_without_one() {
+        let message = |required, limit| range(required, limit).unwrap_err().message().to_owned();
+        let rest = "sizes are multiples of 512, 4096 to 70368744177664 bytes";
+        assert_eq!(
+            message(1 << 47, 0),
+            format!("no volume has 140737488355328 bytes or more: {rest}")
+        );
+        assert_eq!(message(4097, 4100), format!("no volume has 4097 to 4100 bytes: {rest}"));
+        assert_eq!(message(0, 4095), format!("no volume has 0 to 4095 bytes: {rest}"));
+    }
+
+    #[test]
+    fn flags_are_those_of_the_file_system() {
+        let with = |flags: &[&str]| {
+            let mount_flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+            let mount = MountVolume { mount_flags, ..MountVolume::default() };
+            capability(AccessType::Mount(mount), Mode::SingleNodeWriter)
+        };
+        let both = [with(&["noatime"]), with(&["discard,allocsize=64k"])];
+        mountable(&both, Kind::Xfs).unwrap();
+        let refused = mountable(&both, Kind::Ext4).unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains("allocsize"), "{}", refused.message());
+        mountable(&[capability(AccessType::Block(BlockVolume {}), Mode::Unknown)], Kind::Xfs)
+            .unwrap();
     }
 
     #[test]

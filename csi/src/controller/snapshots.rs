@@ -18,12 +18,15 @@ use crate::proto::csi::{
 };
 use crate::validate;
 
-/// A request of the daemon for a snapshot.
-pub(crate) fn request(name: String, source: u64) -> v1::CreateVolumeRequest {
+/// A request of the daemon for a snapshot. It records the file system of its source: what is
+/// restored from it must not be asked for with another one.
+pub(crate) fn request(name: String, source: &v1::Volume) -> v1::CreateVolumeRequest {
+    let recorded = source.labels.get_key_value(labels::FS_TYPE);
     v1::CreateVolumeRequest {
         name,
-        source: Some(by_number(source)),
+        source: Some(by_number(source.id)),
         snapshot: true,
+        labels: recorded.map(|(key, value)| (key.clone(), value.clone())).into_iter().collect(),
         ..v1::CreateVolumeRequest::default()
     }
 }
@@ -51,7 +54,7 @@ pub(super) async fn create(
     let snapshot = match adapter.find_volume(&pool, &request.source_volume_id).await? {
         Found::Here(volume, _) => {
             let source = (freeze || frozen::wanted(&volume)).then_some(volume.id);
-            frozen::make_one(adapter, source, self::request(name, volume.id)).await?
+            frozen::make_one(adapter, source, self::request(name, &volume)).await?
         }
         Found::Elsewhere => {
             return Err(adapter.elsewhere("source volume", &request.source_volume_id));

@@ -11,12 +11,13 @@ use tonic::Status;
 use tracing::info;
 
 use crate::adapter::{Adapter, Found};
-use crate::controller::parameters::{Limits, Parameters};
+use crate::controller::parameters::{DEFAULT_KIND, Limits, Parameters};
 use crate::controller::requirement::{self, Capacity};
 use crate::controller::{frozen, page, same_request, signed};
 use crate::daemon::by_number;
 use crate::ids::{self, PoolId};
 use crate::labels;
+use crate::node::Kind;
 use crate::proto::csi::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
 use crate::proto::csi::{
     ControllerExpandVolumeRequest, ControllerExpandVolumeResponse, ControllerGetVolumeRequest,
@@ -24,7 +25,7 @@ use crate::proto::csi::{
     CreateVolumeRequest, CreateVolumeResponse, DeleteVolumeRequest, DeleteVolumeResponse,
     GetCapacityRequest, GetCapacityResponse, ListVolumesRequest, ListVolumesResponse,
     ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, Volume,
-    VolumeContentSource, controller_get_volume_response, list_volumes_response,
+    VolumeCapability, VolumeContentSource, controller_get_volume_response, list_volumes_response,
     validate_volume_capabilities_response,
 };
 use crate::validate::{self, SIZES};
@@ -42,6 +43,12 @@ struct Wanted {
     name: String,
     capacity: Capacity,
     parameters: Parameters,
+    capabilities: Vec<VolumeCapability>,
+    /// Whether a file system is mounted from it.
+    mounted: bool,
+    /// The file system that it is to have. None for a block device, and for a copy whose request
+    /// names none: that has the one of its source.
+    kind: Option<Kind>,
     labels: BTreeMap<String, String>,
     source: Option<Source>,
 }
@@ -53,7 +60,7 @@ impl Wanted {
         validate::map("mutable_parameters", &request.mutable_parameters)?;
         let usage = requirement::usage(&request.volume_capabilities)?;
         let parameters = Parameters::parse(&request.parameters, &request.mutable_parameters)?;
-        let mut labels = parameters.labels(usage.as_deref())?;
+        let mut labels = parameters.labels(usage.is_some());
         let source = match request.volume_content_source {
             None => None,
             Some(VolumeContentSource { r#type: None }) => {
@@ -73,10 +80,20 @@ impl Wanted {
             }
         };
         labels.extend(kind.map(|kind| (labels::SOURCE.to_owned(), kind.to_owned())));
+        let kind = match &usage {
+            Some(asked) => parameters.kind(asked)?.or(source.is_none().then_some(DEFAULT_KIND)),
+            None => None,
+        };
+        if let Some(kind) = kind {
+            requirement::mountable(&request.volume_capabilities, kind)?;
+        }
         Ok(Self {
             name: ids::volume_name(&request.name),
             capacity: Capacity::parse(request.capacity_range)?,
             parameters,
+            capabilities: request.volume_capabilities,
+            mounted: usage.is_some(),
+            kind,
             labels,
             source,
         })
@@ -98,10 +115,39 @@ impl Wanted {
             (Some(Some(id)), Some(number)) => id.pool == *pool && id.number == number,
             _ => false,
         };
+        let same_kind = self.kind.is_none_or(|kind| recorded(volume) == Some(kind));
         same_source
+            && same_kind
             && self.capacity.accepts(volume.size_bytes)
             && same_request(&volume.labels, &self.labels)
     }
+
+    /// The file system to record for the volume; none if neither the request nor its source names
+    /// one.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT: the two differ, or that of the source takes none of these flags.
+    fn settle(&self, origin: Option<&Origin>) -> Result<Option<Kind>, Status> {
+        let held = origin.filter(|_| self.mounted).and_then(|origin| recorded(&origin.volume));
+        match (self.kind, held) {
+            (Some(asked), Some(held)) if asked != held => Err(Status::invalid_argument(format!(
+                "volume {}: {asked} is asked for, but its source {} holds {held}; use a class with \
+                 fsType {held}, or one that names no file system",
+                self.name,
+                origin.map_or("", |origin| origin.kind)
+            ))),
+            (None, Some(held)) => {
+                requirement::mountable(&self.capabilities, held)?;
+                Ok(Some(held))
+            }
+            (asked, _) => Ok(asked),
+        }
+    }
+}
+
+/// The file system that a volume or snapshot was made with, if it was made by CSI to be mounted.
+fn recorded(volume: &v1::Volume) -> Option<Kind> {
+    volume.labels.get(labels::FS_TYPE).and_then(|name| Kind::named(name))
 }
 
 /// CreateVolume.
@@ -110,7 +156,7 @@ pub(super) async fn create(
     mut request: CreateVolumeRequest,
 ) -> Result<CreateVolumeResponse, Status> {
     let requirement = request.accessibility_requirements.take();
-    let wanted = Wanted::parse(request)?;
+    let mut wanted = Wanted::parse(request)?;
     let _lock = adapter.locks.lock(&wanted.name)?;
     let pool = adapter.pool_id().await?;
     let fits = requirement::fits(requirement.as_ref(), &adapter.topology());
@@ -130,6 +176,8 @@ pub(super) async fn create(
         )));
     }
     let origin = origin(adapter, &pool, &wanted).await?;
+    let kind = wanted.settle(origin.as_ref())?;
+    wanted.labels.extend(kind.map(|kind| (labels::FS_TYPE.to_owned(), kind.name().to_owned())));
     let volume = make(adapter, &wanted, origin).await?;
     info!(volume = volume.name, id = volume.id, source = volume.source_id, "volume made");
     Ok(CreateVolumeResponse { volume: Some(shown(adapter, &pool, &volume)) })
@@ -171,7 +219,15 @@ async fn make(
     let limits = wanted.parameters.limits;
     let required = wanted.capacity.required_bytes;
     let size_bytes = match &origin {
-        None => Some(wanted.capacity.choose(adapter.config.default_size_bytes)),
+        None => {
+            let smallest = wanted.kind.map_or(0, requirement::smallest);
+            let default_bytes = adapter.config.default_size_bytes.max(smallest);
+            let chosen = wanted.capacity.choose(default_bytes);
+            if let Some(kind) = wanted.kind {
+                requirement::holds(&wanted.name, kind, chosen)?;
+            }
+            Some(chosen)
+        }
         Some(origin) => {
             let source_bytes = origin.volume.size_bytes;
             let chosen = if required == 0 { source_bytes } else { required };
@@ -254,11 +310,8 @@ pub(super) async fn validate(
     if request.volume_capabilities.is_empty() {
         return Err(Status::invalid_argument("volume_capabilities are missing"));
     }
-    adapter.volume(&request.volume_id).await?;
-    let refusal = requirement::usage(&request.volume_capabilities)
-        .and_then(|_| Parameters::parse(&request.parameters, &request.mutable_parameters).map(drop))
-        .err();
-    if let Some(refusal) = refusal {
+    let (volume, _) = adapter.volume(&request.volume_id).await?;
+    if let Err(refusal) = confirm(&volume, &request) {
         let message = refusal.message().to_owned();
         return Ok(ValidateVolumeCapabilitiesResponse { confirmed: None, message });
     }
@@ -269,6 +322,30 @@ pub(super) async fn validate(
         mutable_parameters: request.mutable_parameters,
     };
     Ok(ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed), message: String::new() })
+}
+
+/// Whether a volume can be used so, with these parameters.
+///
+/// # Errors
+/// What CreateVolume would answer.
+fn confirm(volume: &v1::Volume, request: &ValidateVolumeCapabilitiesRequest) -> Result<(), Status> {
+    let usage = requirement::usage(&request.volume_capabilities)?;
+    let parameters = Parameters::parse(&request.parameters, &request.mutable_parameters)?;
+    let Some(asked) = usage else { return Ok(()) };
+    let (asked, held) = (parameters.kind(&asked)?, recorded(volume));
+    if let (Some(asked), Some(held)) = (asked, held)
+        && asked != held
+    {
+        let text = format!("volume {} was made with {held}, not {asked}", volume.name);
+        return Err(Status::invalid_argument(text));
+    }
+    let kind = asked.or(held).unwrap_or(DEFAULT_KIND);
+    requirement::mountable(&request.volume_capabilities, kind)?;
+    match volume.source_id {
+        None => requirement::holds(&volume.name, kind, volume.size_bytes),
+        // A copy has its file system already.
+        Some(_) => Ok(()),
+    }
 }
 
 /// ListVolumes. A token is the name in the pool to go on behind.

@@ -50,6 +50,8 @@ use crate::proto::csi::{
 };
 use crate::validate::required;
 
+pub(crate) use fs::Kind;
+pub(crate) use options::MountOptions;
 use publish::Publication;
 use request::Access;
 pub(crate) use stage::set_label;
