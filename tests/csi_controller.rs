@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pando_csi::proto::csi::{self, volume_content_source::Type as Source};
-use pando_tests::csi::{block, from_volume, mount_of, mount_with, request};
+use pando_tests::csi::{block, from_volume, mount_of, request};
 use pando_tests::data::number;
 use pando_tests::noise::Noise;
 use pando_tests::{Csi, Data, System};
@@ -382,34 +382,6 @@ fn limits_are_set_and_changed() {
     assert_eq!(limits(&id).0, 0, "a refused change changes nothing");
     assert_eq!(code(modify("fake", &[("iopsLimit", "1")])), Code::NotFound);
     csi.create(asked).expect("the request that made it still finds it");
-}
-
-#[test]
-fn capacity_is_what_may_still_be_promised() {
-    let (_system, csi, data) = start();
-    let ask = |request: csi::GetCapacityRequest| {
-        csi.answer(csi.controller().get_capacity(request)).expect("an answer")
-    };
-    let pool = data.pool();
-    let empty = ask(csi::GetCapacityRequest::default());
-    let usable = i64::try_from(pool.usable_bytes).expect("small");
-    assert_eq!(empty.available_capacity, 10 * usable);
-    assert_eq!(empty.maximum_volume_size, Some(10 * usable));
-    csi.create(request("one", SIZE, &block())).expect("a volume");
-    let less = ask(csi::GetCapacityRequest::default());
-    assert_eq!(less.available_capacity, 10 * usable - SIZE);
-    let there = place(&[("csi.pando.dev/node", "node-2")]);
-    let elsewhere =
-        csi::GetCapacityRequest { accessible_topology: Some(there), ..Default::default() };
-    assert_eq!(ask(elsewhere).available_capacity, 0);
-    let shared =
-        mount_with("ext4", &[], csi::volume_capability::access_mode::Mode::MultiNodeMultiWriter);
-    let many = csi::GetCapacityRequest { volume_capabilities: vec![shared], ..Default::default() };
-    assert_eq!(ask(many).available_capacity, 0);
-    // What is wrong with a class is said by CreateVolume, which is not called without room.
-    let wrong = BTreeMap::from([("frieze".to_owned(), "true".to_owned())]);
-    let wrong = csi::GetCapacityRequest { parameters: wrong, ..Default::default() };
-    assert_eq!(ask(wrong).available_capacity, less.available_capacity);
 }
 
 #[test]

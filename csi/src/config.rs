@@ -40,7 +40,7 @@ pub struct Config {
     /// Whether the controller grows volumes. If not, NodeExpandVolume does all of it: for clusters
     /// where the resizer reaches only the adapter of one node.
     pub controller_expand: bool,
-    /// How often the pool's space may be promised to volumes; what GetCapacity answers from.
+    /// Bytes of volumes that are given for each byte that is available in the pool.
     pub overcommit: u64,
     /// Size of a volume for which no size is asked.
     #[serde(deserialize_with = "size", rename = "default_size")]

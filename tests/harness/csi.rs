@@ -202,6 +202,18 @@ impl Csi {
         self.answer(self.controller().delete_volume(request)).map(drop)
     }
 
+    /// What can be given now, for a class with these parameters.
+    ///
+    /// # Panics
+    /// It is refused.
+    #[must_use]
+    pub fn capacity(&self, parameters: &[(&str, &str)]) -> csi::GetCapacityResponse {
+        let parameters = parameters.iter().map(|(key, value)| (key.to_string(), value.to_string()));
+        let request =
+            csi::GetCapacityRequest { parameters: parameters.collect(), ..Default::default() };
+        self.answer(self.controller().get_capacity(request)).expect("an answer")
+    }
+
     /// Stages a volume.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use pando_proto::v1::read_volume_response::Content;
 use pando_proto::v1::volume_ref::By;
 use pando_proto::v1::write_volume_request::Content as Written;
 use tokio::runtime::Runtime;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::System;
@@ -71,10 +72,29 @@ impl Data {
     /// # Panics
     /// It fails.
     pub fn write(&self, number: u64, offset: u64, bytes: &[u8]) {
+        self.try_write(number, offset, bytes).expect("a write");
+    }
+
+    /// Writes `bytes` at `offset` of a volume, as far as there is room.
+    ///
+    /// # Errors
+    /// What the daemon answers.
+    pub fn try_write(&self, number: u64, offset: u64, bytes: &[u8]) -> Result<(), Status> {
         // The most that one message takes.
         for (piece, at) in bytes.chunks(1 << 20).zip((offset..).step_by(1 << 20)) {
-            self.put(number, at, Written::Data(piece.to_vec().into()));
+            self.put(number, at, Written::Data(piece.to_vec().into()))?;
         }
+        Ok(())
+    }
+
+    /// Writes a checkpoint, which gives back what was freed before.
+    ///
+    /// # Panics
+    /// It fails.
+    pub fn checkpoint(&self, number: u64) {
+        // The exact space of a volume is that in a checkpoint, which is written for it.
+        let request = v1::GetVolumeRequest { volume: by(number), with_space: true };
+        self.wait(self.client().get_volume(request)).expect("a volume");
     }
 
     /// Makes a part of a volume zeros, unmapped.
@@ -82,10 +102,10 @@ impl Data {
     /// # Panics
     /// It fails.
     pub fn clear(&self, number: u64, offset: u64, length: u64) {
-        self.put(number, offset, Written::HoleBytes(length));
+        self.put(number, offset, Written::HoleBytes(length)).expect("a write");
     }
 
-    fn put(&self, number: u64, offset: u64, content: Written) {
+    fn put(&self, number: u64, offset: u64, content: Written) -> Result<(), Status> {
         let piece = v1::WriteVolumeRequest {
             volume: by(number),
             grow: false,
@@ -93,7 +113,7 @@ impl Data {
             content: Some(content),
         };
         let pieces = tokio_stream::once(piece);
-        self.wait(self.client().write_volume(pieces)).expect("a write");
+        self.wait(self.client().write_volume(pieces)).map(drop)
     }
 
     /// Reads a whole volume.

@@ -1,6 +1,7 @@
 //! The service Controller: makes, lists and changes volumes and snapshots. Each call is one record
 //! in the pool's journal at most, so that it has happened as a whole or not at all.
 
+mod capacity;
 pub(crate) mod frozen;
 pub(crate) mod parameters;
 mod requirement;
@@ -131,7 +132,7 @@ impl Controller for ControllerService {
         &self,
         request: Request<GetCapacityRequest>,
     ) -> Result<Response<GetCapacityResponse>, Status> {
-        volumes::capacity(&self.adapter, request.into_inner()).await.map(Response::new)
+        capacity::get(&self.adapter, request.into_inner()).await.map(Response::new)
     }
 
     async fn controller_expand_volume(

@@ -24,6 +24,9 @@ use crate::node::Kind;
 const SIDECARS: &str = "csi.storage.k8s.io/";
 /// File system of a class that names none.
 pub(super) const DEFAULT_KIND: Kind = Kind::Ext4;
+/// Where a class names the file system for the provisioner, which puts it into the capability. Only
+/// GetCapacity is called with it.
+const CAPABILITY_KIND: &str = "csi.storage.k8s.io/fstype";
 /// Kinds of devices; the first is the default.
 const DEVICE_KINDS: [&str; 4] = ["auto", "ublk", "nbd", "loop"];
 /// Bytes of arguments for mkfs: with its key they must fit into a label.
@@ -157,6 +160,12 @@ impl Parameters {
             ))),
             (one, other) => Ok(one.or(other)),
         }
+    }
+
+    /// The same for a class alone, without the capabilities of a claim.
+    pub(super) fn kind_of_class(&self, parameters: &Map) -> Kind {
+        let named = parameters.get(CAPABILITY_KIND).and_then(|name| Kind::named(name));
+        self.kind.or(named).unwrap_or(DEFAULT_KIND)
     }
 
     /// What the catalogue is to remember, beside the file system. `mounted`: the volume is not a
@@ -300,6 +309,13 @@ mod tests {
         assert_eq!(kind(&[], "").unwrap(), None);
         assert!(kind(&xfs, "ext4").unwrap_err().message().contains("asks for ext4"));
         assert!(kind(&[], "ntfs").unwrap_err().message().contains("ext4, xfs, btrfs"));
+        let of_class = |pairs: &[(&str, &str)]| {
+            let parameters = map(pairs);
+            Parameters::parse(&parameters, &Map::new()).unwrap().kind_of_class(&parameters)
+        };
+        assert_eq!(of_class(&xfs), Kind::Xfs);
+        assert_eq!(of_class(&[(CAPABILITY_KIND, "btrfs")]), Kind::Btrfs);
+        assert_eq!(of_class(&[]), Kind::Ext4);
     }
 
     #[test]

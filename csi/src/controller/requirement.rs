@@ -57,6 +57,13 @@ pub(super) fn usage(capabilities: &[VolumeCapability]) -> Result<Option<String>,
     usage.ok_or_else(|| Status::invalid_argument("volume_capabilities are missing"))
 }
 
+/// Whether some volume can be used in the modes that are named. The external-provisioner asks for
+/// the capacity of a class without naming one.
+pub(super) fn possible(capabilities: &[VolumeCapability]) -> bool {
+    let modes = capabilities.iter().filter_map(|capability| capability.access_mode.as_ref());
+    modes.map(|mode| mode.mode()).all(|mode| mode == Mode::Unknown || MODES.contains(&mode))
+}
+
 /// Checks that a file system of `kind` can be mounted with the flags of all capabilities.
 ///
 /// # Errors
@@ -258,6 +265,13 @@ mod tests {
         assert!(refused.message().contains("allocsize"), "{}", refused.message());
         mountable(&[capability(AccessType::Block(BlockVolume {}), Mode::Unknown)], Kind::Xfs)
             .unwrap();
+    }
+
+    #[test]
+    fn a_mode_that_is_not_named_is_possible() {
+        let of = |mode| possible(&[capability(mount(""), mode)]);
+        assert!(possible(&[]) && of(Mode::Unknown) && of(Mode::SingleNodeWriter));
+        assert!(!of(Mode::MultiNodeMultiWriter));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tracing::info;
 use crate::adapter::{Adapter, Found};
 use crate::controller::parameters::{DEFAULT_KIND, Limits, Parameters};
 use crate::controller::requirement::{self, Capacity};
-use crate::controller::{frozen, page, same_request, signed};
+use crate::controller::{capacity, frozen, page, same_request, signed};
 use crate::daemon::by_number;
 use crate::ids::{self, PoolId};
 use crate::labels;
@@ -23,12 +23,11 @@ use crate::proto::csi::{
     ControllerExpandVolumeRequest, ControllerExpandVolumeResponse, ControllerGetVolumeRequest,
     ControllerGetVolumeResponse, ControllerModifyVolumeRequest, ControllerModifyVolumeResponse,
     CreateVolumeRequest, CreateVolumeResponse, DeleteVolumeRequest, DeleteVolumeResponse,
-    GetCapacityRequest, GetCapacityResponse, ListVolumesRequest, ListVolumesResponse,
-    ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, Volume,
-    VolumeCapability, VolumeContentSource, controller_get_volume_response, list_volumes_response,
-    validate_volume_capabilities_response,
+    ListVolumesRequest, ListVolumesResponse, ValidateVolumeCapabilitiesRequest,
+    ValidateVolumeCapabilitiesResponse, Volume, VolumeCapability, VolumeContentSource,
+    controller_get_volume_response, list_volumes_response, validate_volume_capabilities_response,
 };
-use crate::validate::{self, SIZES};
+use crate::validate;
 
 /// What a new volume is to share its blocks with.
 struct Origin {
@@ -158,7 +157,8 @@ pub(super) async fn create(
     let requirement = request.accessibility_requirements.take();
     let mut wanted = Wanted::parse(request)?;
     let _lock = adapter.locks.lock(&wanted.name)?;
-    let pool = adapter.pool_id().await?;
+    let status = adapter.daemon.pool().await?;
+    let pool = PoolId::new(&status.uuid);
     let fits = requirement::fits(requirement.as_ref(), &adapter.topology());
     if let Some(volume) = frozen::made(adapter, &wanted.name).await? {
         if fits && ids::is_volume(&volume) && wanted.made(&pool, &volume) {
@@ -178,7 +178,7 @@ pub(super) async fn create(
     let origin = origin(adapter, &pool, &wanted).await?;
     let kind = wanted.settle(origin.as_ref())?;
     wanted.labels.extend(kind.map(|kind| (labels::FS_TYPE.to_owned(), kind.name().to_owned())));
-    let volume = make(adapter, &wanted, origin).await?;
+    let volume = make(adapter, &status, &wanted, origin).await?;
     info!(volume = volume.name, id = volume.id, source = volume.source_id, "volume made");
     Ok(CreateVolumeResponse { volume: Some(shown(adapter, &pool, &volume)) })
 }
@@ -210,9 +210,10 @@ async fn origin(
     }
 }
 
-/// Makes the volume: one call, one record.
+/// Makes the volume: one call, one record. `pool` is the one that it is to be in.
 async fn make(
     adapter: &Adapter,
+    pool: &v1::Pool,
     wanted: &Wanted,
     origin: Option<Origin>,
 ) -> Result<v1::Volume, Status> {
@@ -226,6 +227,7 @@ async fn make(
             if let Some(kind) = wanted.kind {
                 requirement::holds(&wanted.name, kind, chosen)?;
             }
+            capacity::check(adapter, pool, (&wanted.name, chosen), limits)?;
             Some(chosen)
         }
         Some(origin) => {
@@ -381,32 +383,6 @@ pub(super) async fn get(
         volume: Some(shown(adapter, &pool, &volume)),
         // The field is required; which nodes have it published is not among the capabilities.
         status: Some(controller_get_volume_response::VolumeStatus::default()),
-    })
-}
-
-/// GetCapacity. Thin volumes promise more than there is: the answer is the pool's size times the
-/// configured factor, less what is promised. A pool that is full promises nothing more. Parameters
-/// make no difference, wrong ones neither: of a class without an answer the scheduler says that no
-/// node has room, but CreateVolume says what is wrong with it.
-pub(super) async fn capacity(
-    adapter: &Adapter,
-    request: GetCapacityRequest,
-) -> Result<GetCapacityResponse, Status> {
-    let elsewhere = request.accessible_topology.is_some_and(|place| place != adapter.topology());
-    let usable = request.volume_capabilities.is_empty()
-        || requirement::usage(&request.volume_capabilities).is_ok();
-    let pool = adapter.daemon.pool().await?;
-    let full = pool.free_bytes + pool.pending_bytes <= pool.reserve_bytes + pool.reserved_bytes;
-    let promised = pool.usable_bytes.saturating_mul(adapter.config.overcommit);
-    let available = match elsewhere || full || !usable {
-        true => 0,
-        false => promised.saturating_sub(pool.provisioned_bytes),
-    };
-    Ok(GetCapacityResponse {
-        available_capacity: signed(available),
-        // The scheduler compares with this alone if it is there, so it must not exceed the other.
-        maximum_volume_size: Some(signed(available.min(*SIZES.end()))),
-        minimum_volume_size: Some(signed(*SIZES.start())),
     })
 }
 

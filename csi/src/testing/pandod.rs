@@ -221,6 +221,7 @@ impl Pando for Pandod {
                 usable_bytes: POOL_BYTES,
                 free_bytes: POOL_BYTES / 2,
                 provisioned_bytes,
+                available_bytes: POOL_BYTES / 2,
                 ..v1::Pool::default()
             };
             Ok(v1::PoolStatusResponse { pool: Some(pool), ..v1::PoolStatusResponse::default() })

@@ -123,7 +123,9 @@ impl<'a> Calls<'a> {
         if self.pandod.failed() > failed {
             self.note("failures of the daemon");
             let (_, _, expected) = failure.expect("it was told to");
-            assert_eq!(told, Some(*expected), "{raw:?}: {first:?}");
+            // A node without a daemon has no capacity: an error would leave what was published.
+            let none = Self::asks_capacity(raw) && *expected == Code::Unavailable;
+            assert_eq!(told, Some(*expected).filter(|_| !none), "{raw:?}: {first:?}");
             // Asked again, it is done or not done, and says so as if nothing had been.
             let again = self.answer(&asked).await;
             self.check_errors(&again);
@@ -166,6 +168,11 @@ impl<'a> Calls<'a> {
     /// Whether a call is about the object of an id, and nothing else.
     fn needs_id(raw: Raw) -> bool {
         matches!(raw.call % 22, 1 | 3..=7 | 9..=16 | 21)
+    }
+
+    /// Whether a call asks how much can be given.
+    fn asks_capacity(raw: Raw) -> bool {
+        matches!(raw.call % 22, 19 | 20)
     }
 
     /// Whether something is to be made of the object of an id.

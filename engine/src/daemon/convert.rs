@@ -149,6 +149,11 @@ pub(super) const fn changed_extent(run: &ChangedRun) -> v1::ChangedExtent {
 }
 
 pub(super) fn pool(status: PoolStatus, path: String) -> v1::Pool {
+    let kept = status.reserve_bytes.saturating_add(status.reserved_bytes);
+    let available_bytes = match status.poisoned {
+        None => status.free_bytes.saturating_sub(kept),
+        Some(_) => 0,
+    };
     v1::Pool {
         uuid: uuid::Uuid::from_bytes(status.uuid).to_string(),
         path,
@@ -167,6 +172,7 @@ pub(super) fn pool(status: PoolStatus, path: String) -> v1::Pool {
         journal_bytes: status.journal_bytes,
         deletions_pending: status.deletions_pending,
         poisoned: status.poisoned.unwrap_or_default(),
+        available_bytes,
     }
 }
 
