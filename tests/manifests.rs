@@ -326,6 +326,47 @@ fn the_sidecars_may_do_what_they_have_to() {
     }
 }
 
+/// Snapshotters that run one per node look only at contents with the label of their node, which the
+/// snapshot-controller does not set on one that was made by hand.
+#[test]
+fn a_content_made_by_hand_is_of_a_node_and_of_the_adapter_there() {
+    let Some(documents) = documents() else { return };
+    let system = System::start("256MiB");
+    let csi = Csi::start(&system);
+    let get = |id: &str| {
+        let request = csi::GetSnapshotRequest { snapshot_id: id.to_owned(), ..Default::default() };
+        csi.answer(csi.controller().get_snapshot(request))
+    };
+    let volume = csi.create(request("one", 1 << 20, &block())).expect("a volume").volume_id;
+    let mut contents = 0;
+    for content in documents.of("VolumeSnapshotContent") {
+        contents += 1;
+        let (_, name) = named(content);
+        let (spec, labels) = (&content["spec"], &content["metadata"]["labels"]);
+        assert_eq!(spec["driver"], DRIVER);
+        let reference = (word(&spec["volumeSnapshotRef"]["namespace"]), name);
+        let mut all = documents.of("VolumeSnapshot");
+        let bound = all.find(|snapshot| named(snapshot) == reference).expect("a snapshot");
+        assert_eq!(bound["spec"]["source"]["volumeSnapshotContentName"], name);
+        let handle = word(&spec["source"]["snapshotHandle"]);
+        let node = word(&labels["snapshot.storage.kubernetes.io/managed-by"]);
+        assert!(handle.starts_with(&format!("{node}.")), "{handle}: another node than {node}");
+        // It has the form of a handle: the adapter of another node knows that it is not its own.
+        let refused = get(handle).expect_err("a snapshot of another node");
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+
+        // The way to it: the same, with a node and a pool that are there.
+        let cli = system.cli();
+        cli.run(&["snapshot", "csi-vol-one", "csi-by-hand"]);
+        let id = cli.json(&["volume", "show", "csi-by-hand"])["id"].to_string();
+        let uuid = word(&cli.json(&["pool", "status"])["uuid"]).replace('-', "");
+        let taken = get(&format!("node-1.{uuid}.{id}")).expect("a snapshot").snapshot;
+        let taken = taken.expect("an answer has a snapshot");
+        assert!(taken.ready_to_use && taken.source_volume_id == volume, "{taken:?}");
+    }
+    assert_eq!(contents, 1);
+}
+
 /// The mount of a container in which `path` is, and what it is mounted from.
 fn mounted_at<'a>(pod: &'a Value, container: &'a Value, path: &str) -> (&'a str, &'a Value) {
     let mut mounts = list(&container["volumeMounts"]).iter();
