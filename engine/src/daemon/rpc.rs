@@ -191,17 +191,24 @@ impl Pando for Service {
         request: Request<ModifyVolumeRequest>,
     ) -> Answer<ModifyVolumeResponse> {
         let mut request = request.into_inner();
-        let resizes = request.size_bytes.is_some();
-        let modified = self.engine.control(move |pool| async move {
-            let id = convert::resolve(&pool, request.volume.take())?.id;
-            let info = pool.modify(id, convert::modify_request(request)).await?;
-            Ok(convert::volume(&pool, info))
-        });
-        let volume = modified.await?;
-        // Asked for again, it is tried again: the device may have failed to grow the last time.
-        if resizes {
-            self.attachments.resized(VolumeId::new(volume.id), volume.size_bytes).await?;
-        }
+        let info = self.resolve(request.volume.take()).await?;
+        let (id, size_bytes) = (info.id, request.size_bytes);
+        let engine = Arc::clone(&self.engine);
+        let modify = async move {
+            let modified = engine.control(move |pool| async move {
+                let info = pool.modify(id, convert::modify_request(request)).await?;
+                Ok(convert::volume(&pool, info))
+            });
+            modified.await
+        };
+        // Asked for the size that it has, the device is asked for it again: it may have failed to
+        // grow the last time.
+        let volume = match size_bytes {
+            Some(size_bytes) if size_bytes >= info.size_bytes => {
+                self.attachments.grow(id, size_bytes, modify).await?
+            }
+            _ => modify.await?,
+        };
         info!(
             volume = volume.name,
             id = volume.id,

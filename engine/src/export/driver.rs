@@ -153,6 +153,14 @@ pub trait Attached: Send + Sync {
     /// Where it is.
     fn node(&self) -> &DeviceNode;
 
+    /// Whether [`Attached::resize`] can give it this size. Asked before the volume grows.
+    ///
+    /// # Errors
+    /// `Unsupported`: the device keeps the size that it has.
+    fn can_resize(&self, _size_bytes: u64) -> Work<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Shows a larger size to whoever uses it.
     ///
     /// # Errors

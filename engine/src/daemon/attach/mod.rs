@@ -324,18 +324,25 @@ impl Attachments {
         Ok(())
     }
 
-    /// Shows the new size of a volume to the users of its device, if it has one.
+    /// Gives a volume a size by `grow`, and shows it to the users of its device, if it has one. The
+    /// device is asked first, so that one that keeps its size keeps the volume from growing.
     ///
     /// # Errors
-    /// The volume has grown, but its device has not.
-    pub(super) async fn resized(self: &Arc<Self>, id: VolumeId, size_bytes: u64) -> Result<()> {
+    /// `Unsupported`: the device keeps its size; those of `grow`; or the device's own error, when
+    /// the volume has grown and the device has not.
+    pub(super) async fn grow<T: Send + 'static>(
+        self: &Arc<Self>,
+        id: VolumeId,
+        size_bytes: u64,
+        grow: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
         let own = Arc::clone(self);
         to_the_end(async move {
             let slot = own.slot(id);
             let turn = slot.turn.lock().await;
             let done = match slot.get() {
-                None => Ok(()),
-                Some(attachment) => attachment.device.resize(size_bytes).await,
+                None => grow.await,
+                Some(attachment) => grow_attached(&attachment, size_bytes, grow).await,
             };
             drop(turn);
             own.forget(id, &slot);
@@ -478,6 +485,19 @@ impl Attachment {
         );
         Err(Error::new(ErrorKind::Busy, what))
     }
+}
+
+async fn grow_attached<T>(
+    attachment: &Attachment,
+    size_bytes: u64,
+    grow: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let name = || format!("volume {}", attachment.shown.volume_name);
+    let possible = attachment.device.can_resize(size_bytes).await;
+    possible.map_err(|error| error.context(name()))?;
+    let grown = grow.await?;
+    attachment.device.resize(size_bytes).await?;
+    Ok(grown)
 }
 
 /// Whether the next kind may do better after such an error.

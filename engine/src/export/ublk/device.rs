@@ -316,28 +316,38 @@ impl Attached for UblkDevice {
         &self.node
     }
 
-    fn resize(&self, size_bytes: u64) -> Work<'_, ()> {
+    fn can_resize(&self, size_bytes: u64) -> Work<'_, ()> {
         let (number, shown) = (self.number, self.node.path.display().to_string());
         Box::pin(async move {
             let sectors = size_bytes / SECTOR_BYTES;
             let what = format!("size of {shown}");
             let possible = control(what, move |control| {
-                if control.params(number)?.sectors == sectors {
-                    return Ok(true);
-                }
-                if control.features()? & feature::UPDATE_SIZE == 0 {
-                    return Ok(false);
-                }
-                control.update_size(number, sectors).map(|()| true)
+                Ok(control.params(number)?.sectors == sectors
+                    || control.features()? & feature::UPDATE_SIZE != 0)
             });
             if possible.await? {
                 return Ok(());
             }
             let what = format!(
                 "{shown} keeps its size: ublk of this kernel cannot change it (Linux 6.16 can); \
-                 detach the volume and attach it again"
+                 detach the volume first"
             );
             Err(Error::new(ErrorKind::Unsupported, what))
+        })
+    }
+
+    fn resize(&self, size_bytes: u64) -> Work<'_, ()> {
+        let (number, what) = (self.number, format!("size of {}", self.node.path.display()));
+        Box::pin(async move {
+            self.can_resize(size_bytes).await?;
+            let sectors = size_bytes / SECTOR_BYTES;
+            control(what, move |control| {
+                if control.params(number)?.sectors == sectors {
+                    return Ok(());
+                }
+                control.update_size(number, sectors)
+            })
+            .await
         })
     }
 
