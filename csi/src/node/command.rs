@@ -45,10 +45,19 @@ pub(crate) async fn run<S: AsRef<OsStr>>(
     };
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let said = if stderr.trim().is_empty() { &stdout } else { &*stderr };
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    let said = said.chars().take(SHOWN_MAX).collect();
+    let said = said(if stderr.trim().is_empty() { &stdout } else { &stderr });
     Ok(Output { code: output.status.code(), stdout, said })
+}
+
+/// What a program said, on one line, without the description of its options that many print after
+/// an error.
+fn said(text: &str) -> String {
+    let is_usage = |line: &str| {
+        line.trim_start().get(..6).is_some_and(|start| start.eq_ignore_ascii_case("usage:"))
+    };
+    let lines = text.lines().take_while(|line| !is_usage(line));
+    let said = lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
+    said.chars().take(SHOWN_MAX).collect()
 }
 
 /// Runs a program that must succeed.
@@ -68,7 +77,8 @@ impl Output {
     /// The error that its end is.
     pub(crate) fn failure(&self, program: &str) -> Status {
         let end = self.code.map_or("killed".to_owned(), |code| format!("exit code {code}"));
-        Status::internal(format!("{program}: {end}: {}", self.said))
+        let said = if self.said.is_empty() { "no message" } else { &self.said };
+        Status::internal(format!("{program}: {end}: {said}"))
     }
 }
 
@@ -105,6 +115,15 @@ mod tests {
         assert_eq!((output.code, &*output.stdout), (Some(0), "$HOME; `id` *\n"));
         let failed = succeed("ls", &["/nonexistent"], Duration::from_secs(5)).await.err().unwrap();
         assert!(failed.message().starts_with("ls: exit code 2: "), "{failed}");
+    }
+
+    #[test]
+    fn no_usage_is_passed_on() {
+        let mkfs = "mkfs.ext4: invalid option -- 'x'\nUsage: mkfs.ext4 [-c|-l filename]\n\t[-b]\n";
+        assert_eq!(said(mkfs), "mkfs.ext4: invalid option -- 'x'");
+        assert_eq!(said("unknown option\n  usage: btrfs <command>\n"), "unknown option");
+        assert_eq!(said("Usage: mkfs.xfs\n/* blocksize */\n"), "");
+        assert_eq!(said("two\n  lines\n"), "two lines");
     }
 
     #[tokio::test]

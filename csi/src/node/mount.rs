@@ -54,11 +54,12 @@ pub(crate) fn file_system(
     if options.read_only() {
         fsconfig_set_flag(context.as_fd(), "ro").map_err(|errno| refused("ro", errno))?;
     }
-    // A copy has the UUID of its source, and so has the mount of a device that has died.
+    // A copy has the UUID of its source, and so has the mount of a device that has died. The option
+    // is set here alone: a class may name it as well.
     if kind == Kind::Xfs {
         fsconfig_set_flag(context.as_fd(), "nouuid").map_err(|errno| refused("nouuid", errno))?;
     }
-    for (name, value) in &options.settings {
+    for (name, value) in options.parameters(selinux()) {
         let set = match value {
             Some(value) => fsconfig_set_string(context.as_fd(), name, value),
             None => fsconfig_set_flag(context.as_fd(), name),
@@ -70,6 +71,12 @@ pub(crate) fn file_system(
     };
     fsconfig_create(context.as_fd()).map_err(failed)?;
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, options.attributes).map_err(failed)
+}
+
+/// Whether the kernel runs with SELinux: it has its file system then, mounted here or not.
+fn selinux() -> bool {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    known.lines().any(|line| line.ends_with("\tselinuxfs"))
 }
 
 /// What the kernel says about the context of a mount, ready to be put after an errno.
@@ -154,9 +161,13 @@ pub(crate) fn unmount(place: &Place, how: Unmount) -> Result<(), Status> {
 /// # Errors
 /// As [`file_system`].
 pub(crate) fn replay_log(kind: Kind, device: &Path) -> Result<(), Status> {
+    file_system(kind, device, &nowhere()).map(drop)
+}
+
+/// Options of a mount that is attached nowhere, for what the kernel does while it is there.
+fn nowhere() -> MountOptions {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let options = MountOptions { attributes, settings: Vec::new() };
-    file_system(kind, device, &options).map(drop)
+    MountOptions { attributes, settings: Vec::new(), contexts: Vec::new() }
 }

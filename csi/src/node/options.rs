@@ -1,12 +1,18 @@
 //! Mount flags by allow-list. What Kubernetes calls mount options is text from a StorageClass; only
 //! options of these lists reach the kernel, each as a parameter of its own, so that no text can
 //! smuggle in another one. A mount is nosuid and nodev unless asked otherwise.
+//!
+//! kubelet adds the label of a pod on hosts with SELinux, in quotes because of its comma, as mount(8)
+//! reads it: `context="system_u:object_r:container_file_t:s0:c1,c2"`. As mount(8) does, we leave such
+//! labels out where the kernel has no SELinux.
 
 use rustix::mount::MountAttrFlags;
 use tonic::Status;
 
 use super::fs::Kind;
 
+/// Labels of SELinux that a mount can be given.
+const CONTEXTS: [&str; 4] = ["context", "fscontext", "defcontext", "rootcontext"];
 /// Options in a request.
 const OPTIONS_MAX: usize = 32;
 
@@ -35,6 +41,8 @@ pub(crate) struct MountOptions {
     pub(crate) attributes: MountAttrFlags,
     /// Options of the file system: a name, and a value if it has one.
     pub(crate) settings: Vec<(String, Option<String>)>,
+    /// Labels of SELinux: one of [`CONTEXTS`], and its value without quotes.
+    pub(crate) contexts: Vec<(String, String)>,
 }
 
 impl MountOptions {
@@ -44,17 +52,28 @@ impl MountOptions {
     /// `INVALID_ARGUMENT`: an option that is not on the list.
     pub(crate) fn parse(kind: Kind, flags: &[String]) -> Result<Self, Status> {
         let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-        let mut options = Self { attributes, settings: Vec::new() };
+        let mut options = Self { attributes, settings: Vec::new(), contexts: Vec::new() };
         // One entry of the list may hold several options, as mount(8) takes them.
-        let all = flags.iter().flat_map(|flag| flag.split(','));
-        for (count, option) in all.enumerate() {
-            if count == OPTIONS_MAX {
-                let text = format!("mount_flags: more than {OPTIONS_MAX}");
-                return Err(Status::invalid_argument(text));
+        let mut count = 0;
+        for flag in flags {
+            for option in split(flag)? {
+                if count == OPTIONS_MAX {
+                    let text = format!("mount_flags: more than {OPTIONS_MAX}");
+                    return Err(Status::invalid_argument(text));
+                }
+                count += 1;
+                options.add(kind, option)?;
             }
-            options.add(kind, option)?;
         }
         Ok(options)
+    }
+
+    /// The parameters that the kernel is given, on a host with or without SELinux.
+    pub(crate) fn parameters(&self, selinux: bool) -> impl Iterator<Item = (&str, Option<&str>)> {
+        let contexts = self.contexts.iter().filter(move |_| selinux);
+        let contexts = contexts.map(|(name, value)| (name.as_str(), Some(value.as_str())));
+        let settings = self.settings.iter();
+        settings.map(|(name, value)| (name.as_str(), value.as_deref())).chain(contexts)
     }
 
     /// Whether writes are to be refused.
@@ -76,12 +95,25 @@ impl MountOptions {
             Kind::Xfs => (&XFS_FLAGS, &XFS_VALUES),
             Kind::Btrfs => (&BTRFS_FLAGS, &BTRFS_VALUES),
         };
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, ':' | '-' | '_');
         let (name, value) = match option.split_once('=') {
             None => (option, None),
-            Some((name, value)) => (name, Some(value)),
+            Some((name, value)) => (name, Some(unquoted(value))),
         };
-        let plain = value.is_some_and(|value| !value.is_empty() && value.chars().all(plain));
+        let all = |good: fn(char) -> bool| {
+            value.is_some_and(|value| !value.is_empty() && value.chars().all(good))
+        };
+        if let Some(value) = value
+            && CONTEXTS.contains(&name)
+            && all(|c| c.is_ascii_alphanumeric() || matches!(c, ':' | '-' | '_' | '.' | ','))
+        {
+            self.contexts.push((name.to_owned(), value.to_owned()));
+            return Ok(());
+        }
+        // Every xfs is mounted so.
+        if kind == Kind::Xfs && option == "nouuid" {
+            return Ok(());
+        }
+        let plain = all(|c| c.is_ascii_alphanumeric() || matches!(c, ':' | '-' | '_'));
         if !(flags.contains(&option) || values.contains(&name) && plain) {
             let text = format!("mount flag {option:?} is not one for {kind}");
             return Err(Status::invalid_argument(text));
@@ -114,6 +146,30 @@ impl MountOptions {
         self.attributes = (self.attributes - clear) | set;
         true
     }
+}
+
+/// The options of one entry: what is between commas, but for those in quotes.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`: a quotation mark without its partner.
+fn split(flag: &str) -> Result<Vec<&str>, Status> {
+    let mut quoted = false;
+    let options = flag.split(|c| {
+        quoted ^= c == '"';
+        c == ',' && !quoted
+    });
+    let options = options.collect();
+    if quoted {
+        let text = format!("mount flag {flag:?}: a quotation mark has no partner");
+        return Err(Status::invalid_argument(text));
+    }
+    Ok(options)
+}
+
+/// A value without the quotes around it.
+fn unquoted(value: &str) -> &str {
+    let inner = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+    inner.unwrap_or(value)
 }
 
 #[cfg(test)]
@@ -155,6 +211,43 @@ mod tests {
     }
 
     #[test]
+    fn labels_of_selinux_are_read_in_quotes_and_passed_without() {
+        let label = "system_u:object_r:container_file_t:s0:c1,c2";
+        let quoted = format!("context=\"{label}\"");
+        let several = format!("noatime,{quoted},discard");
+        for kind in [Kind::Ext4, Kind::Xfs, Kind::Btrfs] {
+            let options = parse(kind, &[&several]).unwrap();
+            assert!(options.attributes.contains(Flags::MOUNT_ATTR_NOATIME));
+            let passed: Vec<_> = options.parameters(true).collect();
+            assert_eq!(passed, [("discard", None), ("context", Some(label))]);
+            let passed: Vec<_> = options.parameters(false).collect();
+            assert_eq!(passed, [("discard", None)], "not where the kernel has no SELinux");
+        }
+        let plain = parse(Kind::Ext4, &["fscontext=system_u:object_r:fs_t:s0"]).unwrap();
+        assert_eq!(plain.parameters(true).count(), 1);
+        for flag in [
+            "context=\"a:b:c:s0:c1,c2",
+            "context=\"\"",
+            "context=",
+            "context",
+            "context=\"a\"b\"",
+            "context=\"a b\"",
+            "context=a:b:c:s0:c1,c2",
+            "seclabel",
+        ] {
+            let refused = parse(Kind::Ext4, &[flag]).unwrap_err();
+            assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{flag}");
+        }
+    }
+
+    #[test]
+    fn nouuid_is_taken_for_xfs() {
+        let options = parse(Kind::Xfs, &["nouuid,discard"]).unwrap();
+        assert_eq!(options.parameters(true).collect::<Vec<_>>(), [("discard", None)]);
+        assert!(parse(Kind::Ext4, &["nouuid"]).is_err());
+    }
+
+    #[test]
     fn what_is_not_on_the_list_is_refused() {
         let many = vec!["ro"; OPTIONS_MAX + 1];
         assert!(parse(Kind::Ext4, &many).is_err());
@@ -169,8 +262,6 @@ mod tests {
             (Kind::Ext4, "errors=panic"),
             (Kind::Ext4, "stripe=/etc"),
             (Kind::Ext4, "compress=zstd"),
-            (Kind::Ext4, "context=x"),
-            (Kind::Xfs, "nouuid"),
             (Kind::Xfs, "norecovery"),
             (Kind::Xfs, "logdev=/dev/sda"),
             (Kind::Btrfs, "device=/dev/sda"),
