@@ -1,11 +1,12 @@
 //! The service Node with volumes that are loop devices: the cases of
-//! `tests/harness/csi_cases/node.rs`, and one more.
+//! `tests/harness/csi_cases/`, and some more.
 
 use std::fs::File;
+use std::path::Path;
 
 use pando_tests::csi::{Mounted, block, can_mount, request};
 use pando_tests::csi_cases::Device;
-use pando_tests::csi_cases::node;
+use pando_tests::csi_cases::{blank, failed, node};
 use pando_tests::tools::{present, run, text};
 use pando_tests::{Csi, System};
 use tonic::Code;
@@ -47,6 +48,61 @@ fn flags_are_applied_or_refused() {
 #[test]
 fn nothing_is_formatted_that_may_hold_something() {
     node::nothing_is_formatted_that_may_hold_something(Device::Loop);
+}
+
+#[test]
+fn a_failed_stage_leaves_nothing() {
+    failed::a_failed_stage_leaves_nothing(Device::Loop);
+}
+
+#[test]
+fn what_others_did_stays() {
+    failed::what_others_did_stays(Device::Loop);
+}
+
+#[test]
+fn a_second_staging_path_is_refused() {
+    failed::a_second_staging_path_is_refused(Device::Loop);
+}
+
+#[test]
+fn an_interrupted_growth_is_taken_up() {
+    failed::an_interrupted_growth_is_taken_up(Device::Loop);
+}
+
+#[test]
+fn raw_devices_leave_nothing_either() {
+    failed::raw_devices_leave_nothing_either(Device::Loop);
+}
+
+#[test]
+fn clones_of_what_no_pod_has_used_are_formatted() {
+    blank::clones_are_formatted(Device::Loop);
+}
+
+#[test]
+fn clones_of_what_was_half_formatted_are_formatted() {
+    blank::half_formatted_sources_have_usable_clones(Device::Loop);
+}
+
+#[test]
+fn clones_made_while_their_source_is_formatted_are_usable() {
+    blank::clones_made_meanwhile_are_usable(Device::Loop);
+}
+
+/// What kubelet and the sidecars need on a host with SELinux, which no test has.
+#[test]
+fn the_manifest_is_for_hosts_with_selinux() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/driver.yaml");
+    let text = std::fs::read_to_string(path).expect("a manifest");
+    let object = |kind: &str| {
+        let heading = format!("kind: {kind}\n");
+        text.split("\n---\n").find(|object| object.contains(&heading)).expect("an object")
+    };
+    assert!(object("CSIDriver").contains("\n  seLinuxMount: true\n"));
+    // Of the pod, so of all its containers: they share a socket.
+    let domain = "\n      securityContext:\n        seLinuxOptions: {type: spc_t, level: s0}\n";
+    assert!(object("DaemonSet").contains(domain));
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! What CSI needs to remember of a volume, as labels in the pool's catalogue. They are written by
 //! the record that makes the volume. Sizes, sources and limits are properties of the volume
-//! itself; a volume has a content source, and so must never be formatted, if its `source_id` is
-//! set.
+//! itself.
 
 /// File system of a volume for mounts: `ext4`, `xfs` or `btrfs`; the one that it was asked with, and
 /// for a copy of which none was asked, that of its source. Snapshots have that of their volume.
@@ -27,8 +26,10 @@ pub const GROUP_ID: &str = "csi.pando.dev/group-id";
 /// [`DONE`]: the file system of a clone has an identity of its own. Written by the node.
 pub const IDENTITY: &str = "csi.pando.dev/identity";
 /// [`TRUE`]: the node began to format the volume and has not finished. What is on it may be
-/// formatted again.
+/// formatted again. Copies of such a volume have the label as well.
 pub const FORMATTING: &str = "csi.pando.dev/formatting";
+/// [`TRUE`]: the node unmounted the staged volume to grow it and has not mounted it again yet.
+pub const RESTAGING: &str = "csi.pando.dev/restaging";
 /// [`TRUE`]: the node froze its file system and has not thawed it yet.
 pub const FROZEN: &str = "csi.pando.dev/frozen";
 /// [`TRUE`]: a copy that is to be clean, of which nobody knows yet whether it is. A call that comes

@@ -474,6 +474,29 @@ impl<'a> Mounted<'a> {
         self.csi.publish(&self.id, (&self.staging, &self.target), capability, false)
     }
 
+    /// Grows it on the node alone, naming all that kubelet names.
+    ///
+    /// # Errors
+    /// What the adapter says.
+    pub fn expand(
+        &self,
+        path: &Path,
+        bytes: i64,
+        capability: &csi::VolumeCapability,
+    ) -> Result<i64, Status> {
+        let range = csi::CapacityRange { required_bytes: bytes, limit_bytes: 0 };
+        let request = csi::NodeExpandVolumeRequest {
+            volume_id: self.id.clone(),
+            volume_path: shown(path),
+            capacity_range: Some(range),
+            staging_target_path: shown(&self.staging),
+            volume_capability: Some(capability.clone()),
+            ..Default::default()
+        };
+        let answer = self.csi.answer(self.csi.node().node_expand_volume(request))?;
+        Ok(answer.capacity_bytes)
+    }
+
     /// Ends publishing and staging.
     ///
     /// # Panics

@@ -8,15 +8,18 @@
 //! A copy with that label was promised to nobody: its caller has had no answer. Whatever kills
 //! adapter or daemon in between, the call that comes again deletes it and makes another.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pando_proto::v1;
+use pando_proto::v1::volume_ref::By;
 use tonic::Status;
 
 use crate::adapter::Adapter;
 use crate::daemon::{by_name, by_number};
 use crate::labels;
+use crate::locks::Locked;
 use crate::node::{freeze, set_label};
 
 /// What makes the copies.
@@ -55,15 +58,16 @@ pub(crate) async fn make(
     sources: &[u64],
     mut requests: Vec<v1::CreateVolumeRequest>,
 ) -> Result<Vec<v1::Volume>, Status> {
-    let mut held = Vec::new();
+    let mut held = BTreeMap::new();
     let mut devices = Vec::new();
     for source in sources {
         let Some((_, Some(_))) = adapter.daemon.find(by_number(*source)).await? else { continue };
         // From here on nobody mounts or unmounts it.
-        held.push(adapter.lock_volume(*source)?);
+        held.insert(*source, adapter.lock_volume(*source)?);
         let found = adapter.daemon.find(by_number(*source)).await?;
         devices.extend(found.and_then(|(_, device)| device));
     }
+    mark_unformatted(adapter, &mut requests, &mut held).await?;
     if devices.is_empty() {
         return create(adapter, requests).await;
     }
@@ -97,7 +101,46 @@ pub(crate) async fn make(
     made
 }
 
-/// The same for one volume or snapshot.
+/// Keeps the node from formatting the sources while they are copied: a copy of half a file system
+/// could neither be mounted nor formatted. A format that was interrupted has left a mark, which the
+/// copies get as well.
+///
+/// # Errors
+/// ABORTED while a source is staged; what the daemon says.
+async fn mark_unformatted(
+    adapter: &Adapter,
+    requests: &mut [v1::CreateVolumeRequest],
+    held: &mut BTreeMap<u64, Locked>,
+) -> Result<(), Status> {
+    let formatting = |volume: &v1::Volume| {
+        volume.labels.get(labels::FORMATTING).is_some_and(|v| v == labels::TRUE)
+    };
+    let raw = |volume: &v1::Volume| {
+        volume.labels.get(labels::ACCESS).is_some_and(|v| v == labels::ACCESS_BLOCK)
+    };
+    for request in requests {
+        let Some(By::Id(source)) = request.source.as_ref().and_then(|source| source.by.as_ref())
+        else {
+            continue;
+        };
+        let mut found = adapter.daemon.find(by_number(*source)).await?;
+        let changes = found.as_ref().is_some_and(|(volume, _)| {
+            !volume.snapshot && !raw(volume) && (volume.mapped_bytes == 0 || formatting(volume))
+        });
+        if changes {
+            if !held.contains_key(source) {
+                held.insert(*source, adapter.lock_volume(*source)?);
+            }
+            found = adapter.daemon.find(by_number(*source)).await?;
+        }
+        if found.is_some_and(|(volume, _)| formatting(&volume)) {
+            request.labels.insert(labels::FORMATTING.to_owned(), labels::TRUE.to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// [`make`] for one volume or snapshot.
 ///
 /// # Errors
 /// As those of [`make`].

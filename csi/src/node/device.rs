@@ -264,6 +264,7 @@ mod tests {
             root: b"/".to_vec(),
             point: b"/staging".to_vec(),
             read_only: false,
+            context: None,
             fs: fs.to_owned(),
             source: source.as_bytes().to_vec(),
         };

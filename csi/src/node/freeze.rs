@@ -19,17 +19,12 @@
 //! are killed at once, as when their container is, the label tells the next adapter to thaw. What
 //! somebody else has frozen carries no label and is left alone.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use pando_proto::v1;
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -102,17 +97,11 @@ fn mounted_root(device: &Device) -> Result<Option<OwnedFd>, Status> {
     let mounts = mountinfo::mounts().map_err(|error| Status::internal(error.to_string()))?;
     let mount = mounts.into_iter().find(|mount| mount.is_of(&device.path, device.number));
     let Some(mount) = mount else { return Ok(None) };
-    let path = Path::new(std::ffi::OsStr::from_bytes(&mount.point)).to_owned();
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
-    let flags = i32::try_from(flags.bits()).unwrap_or_default();
-    let failed = |error: &dyn std::fmt::Display| {
-        Status::internal(format!("cannot freeze {}: {error}", path.display()))
-    };
-    let root = File::options().read(true).custom_flags(flags).open(&path);
-    let root = OwnedFd::from(root.map_err(|error| failed(&error))?);
-    // Something may have been mounted over it: only what was found is frozen.
-    let here = mountinfo::mount_id(root.as_fd()).map_err(|error| failed(&error))?;
-    if here == mount.id { Ok(Some(root)) } else { Err(failed(&"its mount is covered by another")) }
+    let root = mount.open_root().map_err(|error| {
+        let point = String::from_utf8_lossy(&mount.point);
+        Status::internal(format!("cannot freeze {point}: {error}"))
+    })?;
+    Ok(Some(root))
 }
 
 /// Runs `work` while a guard holds the file system frozen. Returns as well whether nothing is

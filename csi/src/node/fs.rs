@@ -1,4 +1,4 @@
-//! File systems on a device: what is on it, making one, checking it, growing it.
+//! File systems on a device: what is on it, making one, checking it.
 //!
 //! Data is lost most easily here, so two rules hold. A file system is made only by [`format`], and
 //! only its caller decides that nothing is there: by what the pool says, not by a probe that found
@@ -9,19 +9,16 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 use tonic::Status;
 
 use super::command::{run, succeed};
 
 /// Time for a look at a device.
-const PROBE_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const PROBE_LIMIT: Duration = Duration::from_secs(30);
 /// Time to make a file system. It grows with the size: the tables of a 64 TiB ext4 are gigabytes.
 const FORMAT_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// Time for a check, which reads all metadata of a file system that had errors.
-const CHECK_LIMIT: Duration = Duration::from_secs(60 * 60);
-/// Time to grow a file system.
-const GROW_LIMIT: Duration = Duration::from_secs(10 * 60);
+pub(super) const CHECK_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// The file systems that volumes can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +130,11 @@ pub(crate) async fn format(kind: Kind, device: &Path, options: &str) -> Result<(
     let mut arguments: Vec<_> = own.iter().map(AsRef::as_ref).collect();
     arguments.extend(format_options(options)?.into_iter().map(std::ffi::OsStr::new));
     arguments.push(device.as_os_str());
-    succeed(program, &arguments, FORMAT_LIMIT).await.map(|_| ())
+    let made = succeed(program, &arguments, FORMAT_LIMIT).await.map(|_| ());
+    made.map_err(|why| match options {
+        "" => why,
+        options => Status::internal(format!("{}; mkfsOptions = {options:?}", why.message())),
+    })
 }
 
 /// Checks a file system before it is mounted, as kubelet's mounter does for volumes of its own:
@@ -166,76 +167,6 @@ pub(crate) async fn check(kind: Kind, device: &Path) -> Result<(), Status> {
     }
 }
 
-/// Whether a file system of this kind can grow while it is mounted. The kernel wants
-/// CAP_SYS_RESOURCE for an ext4, and some containers and machines do not have it.
-pub(crate) fn grows_mounted(kind: Kind) -> bool {
-    let has = |sets: CapabilitySets| sets.effective.contains(CapabilitySet::SYS_RESOURCE);
-    kind != Kind::Ext4 || capabilities(None).is_ok_and(has)
-}
-
-/// Whether an ext4 is as large as its device, by its superblock there.
-///
-/// # Errors
-/// `INTERNAL`: the superblock cannot be read.
-async fn fills(device: &Path, device_bytes: u64) -> Result<bool, Status> {
-    let header = succeed("dumpe2fs", &["-h".as_ref(), device.as_os_str()], PROBE_LIMIT).await?;
-    Ok(ext4_bytes(&header.stdout).is_none_or(|bytes| bytes >= device_bytes))
-}
-
-/// Makes an ext4 that is not mounted as large as its device. Unlike one that is mounted, it has to
-/// be checked before, all of it: only for where the other way is barred.
-///
-/// # Errors
-/// `INTERNAL` with the words of the program.
-pub(crate) async fn grow_unmounted(device: &Path, device_bytes: u64) -> Result<(), Status> {
-    if fills(device, device_bytes).await? {
-        return Ok(());
-    }
-    let device = device.as_os_str();
-    let checked = run("e2fsck", &["-f".as_ref(), "-p".as_ref(), device], CHECK_LIMIT).await?;
-    if !matches!(checked.code, Some(0..=2)) {
-        return Err(checked.failure("e2fsck"));
-    }
-    succeed("resize2fs", &[device], GROW_LIMIT).await.map(|_| ())
-}
-
-/// Size of the ext4 whose superblock `dumpe2fs -h` shows; `None` if that is not understood.
-fn ext4_bytes(header: &str) -> Option<u64> {
-    let number = |key: &str| -> Option<u64> {
-        header.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok()
-    };
-    number("Block count:")?.checked_mul(number("Block size:")?)
-}
-
-/// Makes a mounted file system as large as its device; one that is, stays as it is.
-///
-/// # Errors
-/// `FAILED_PRECONDITION`: it cannot grow while it is mounted; `INTERNAL` with the words of the
-/// program.
-pub(crate) async fn grow(
-    kind: Kind,
-    (device, device_bytes): (&Path, u64),
-    mounted: &Path,
-) -> Result<(), Status> {
-    if !grows_mounted(kind) {
-        if fills(device, device_bytes).await? {
-            return Ok(());
-        }
-        let text = "an ext4 cannot grow while it is mounted, as this process lacks \
-                    CAP_SYS_RESOURCE; it grows when it is staged again";
-        return Err(Status::failed_precondition(text));
-    }
-    let (program, arguments) = match kind {
-        Kind::Ext4 => ("resize2fs", vec![device.as_os_str()]),
-        Kind::Xfs => ("xfs_growfs", vec!["-d".as_ref(), mounted.as_os_str()]),
-        Kind::Btrfs => {
-            let words = ["filesystem", "resize", "max"].map(AsRef::as_ref);
-            ("btrfs", [&words[..], &[mounted.as_os_str()]].concat())
-        }
-    };
-    succeed(program, &arguments, GROW_LIMIT).await.map(|_| ())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,15 +180,6 @@ mod tests {
         assert_eq!(found("TYPE=crypto_LUKS\n"), Found::Other("crypto_LUKS".to_owned()));
         assert_eq!(found("PTTYPE=gpt\n"), Found::Other("partition table gpt".to_owned()));
         assert_eq!(found(""), Found::Nothing);
-    }
-
-    #[test]
-    fn reads_what_dumpe2fs_prints() {
-        let header =
-            "Filesystem UUID: x\nBlock count:              16384\nBlock size:       4096\n";
-        assert_eq!(ext4_bytes(header), Some(64 << 20));
-        assert_eq!(ext4_bytes("Block count: 18446744073709551615\nBlock size: 4096\n"), None);
-        assert_eq!(ext4_bytes("Block size: 4096\n"), None);
     }
 
     #[test]
@@ -284,21 +206,11 @@ mod tests {
             format(kind, &path, "").await.unwrap();
             assert_eq!(probe(&path).await.unwrap(), Found::FileSystem(kind));
             check(kind, &path).await.unwrap();
-            if kind == Kind::Ext4 {
-                std::fs::File::options()
-                    .write(true)
-                    .open(&path)
-                    .unwrap()
-                    .set_len(2 * size)
-                    .unwrap();
-                for _ in 0..2 {
-                    grow_unmounted(&path, 2 * size).await.unwrap();
-                    let header = succeed("dumpe2fs", &[&path], PROBE_LIMIT).await.unwrap();
-                    assert_eq!(ext4_bytes(&header.stdout), Some(2 * size));
-                }
-            }
             let refused = format(kind, &path, "--no-such-option").await.unwrap_err();
             assert_eq!(refused.code(), tonic::Code::Internal, "{refused}");
+            let said = refused.message();
+            assert!(said.ends_with("; mkfsOptions = \"--no-such-option\""), "{said}");
+            assert!(said.len() < 200 && !said.to_lowercase().contains("usage"), "{said}");
         }
         let missing = probe(Path::new("/nonexistent/device")).await;
         assert_eq!(missing.unwrap(), Found::Nothing, "why a probe alone decides nothing");

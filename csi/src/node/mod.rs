@@ -5,8 +5,11 @@
 //!    |    `--- fs          probe, mkfs, fsck, grow        command: programs of others
 //!    |    `--- identity    of a clone's file system
 //!    |    `--- mount       by descriptors                 options: flags by allow-list
+//!    |    |--- grow        to the size of the device
+//!    |    `--- undo        what a call did that fails
 //!  publish --- paths       without following links        mountinfo: what is mounted
-//!  stats       space, growth
+//!  stats       space
+//!  expand      growth while it is mounted, or by staging it again
 //!  freeze      a clean clone of a mounted file system     sys: kernel calls
 //! ```
 //!
@@ -16,8 +19,10 @@
 
 mod command;
 mod device;
+mod expand;
 pub(crate) mod freeze;
 mod fs;
+mod grow;
 mod identity;
 mod mount;
 mod mountinfo;
@@ -27,8 +32,9 @@ mod publish;
 mod request;
 mod stage;
 mod stats;
-#[expect(unsafe_code, reason = "three calls to the kernel that no crate of ours has")]
+#[expect(unsafe_code, reason = "calls to the kernel that no crate of ours has")]
 mod sys;
+mod undo;
 
 use std::sync::Arc;
 
@@ -50,6 +56,7 @@ use crate::proto::csi::{
 };
 use crate::validate::required;
 
+use expand::Expansion;
 pub(crate) use fs::Kind;
 pub(crate) use options::MountOptions;
 use publish::Publication;
@@ -98,12 +105,12 @@ impl NodeService {
         &self,
         id: &str,
         path: &str,
-    ) -> Result<(Option<(u64, Option<v1::Attachment>)>, Locked), Status> {
+    ) -> Result<(Option<(v1::Volume, Option<v1::Attachment>)>, Locked), Status> {
         let pool = self.adapter.pool_id().await?;
         match self.adapter.find_volume(&pool, id).await? {
             Found::Here(..) => {
                 let (volume, attachment, locked) = self.hold(id).await?;
-                Ok((Some((volume.id, attachment)), locked))
+                Ok((Some((volume, attachment)), locked))
             }
             Found::Elsewhere | Found::Nowhere => {
                 Ok((None, self.adapter.locks.lock(format!("path {path}"))?))
@@ -171,6 +178,7 @@ impl Node for NodeService {
         required("volume_id", &request.volume_id)?;
         request::path("target_path", &request.target_path)?;
         let (volume, _locked) = self.hold_any(&request.volume_id, &request.target_path).await?;
+        let volume = volume.map(|(volume, attachment)| (volume.id, attachment));
         publish::unpublish(&self.adapter, volume, &request.target_path).await?;
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
@@ -194,9 +202,17 @@ impl Node for NodeService {
         let request = request.into_inner();
         required("volume_id", &request.volume_id)?;
         request::path("volume_path", &request.volume_path)?;
+        request::short_path("staging_target_path", &request.staging_target_path)?;
+        let access = request.volume_capability.map(|asked| Access::of(Some(asked))).transpose()?;
+        let staging = Some(request.staging_target_path).filter(|path| !path.is_empty());
+        let expansion = Expansion {
+            staging: staging.unwrap_or_else(|| request.volume_path.clone()),
+            path: request.volume_path,
+            range: request.capacity_range,
+            access,
+        };
         let (volume, attachment, _locked) = self.hold(&request.volume_id).await?;
-        let (path, range) = (request.volume_path, request.capacity_range);
-        let capacity_bytes = stats::expand(&self.adapter, volume, attachment, path, range).await?;
+        let capacity_bytes = expand::expand(&self.adapter, volume, attachment, expansion).await?;
         Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes }))
     }
 

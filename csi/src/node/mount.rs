@@ -23,6 +23,7 @@ use rustix::mount::{
 use tonic::Status;
 
 use super::fs::Kind;
+use super::grow;
 use super::options::MountOptions;
 use super::paths::Place;
 use super::sys;
@@ -31,6 +32,28 @@ use super::sys;
 const MESSAGE_BYTES: usize = 1024;
 /// Messages that are read.
 const MESSAGES_MAX: usize = 8;
+
+/// Mounts the file system on `device`, nowhere yet: [`attach`] gives it a place, dropping it
+/// unmounts it. One that is to be read-only is made as large as its device first, if it is an xfs
+/// or btrfs.
+///
+/// # Errors
+/// As [`file_system`]; `INTERNAL` if it cannot grow.
+pub(crate) fn grown_file_system(
+    kind: Kind,
+    (device, device_bytes): (&Path, u64),
+    options: &MountOptions,
+) -> Result<OwnedFd, Status> {
+    let mounted = file_system(kind, device, options)?;
+    let grows = options.read_only() && kind != Kind::Ext4;
+    if !grows || grow::fills(kind, mounted.as_fd(), device_bytes)? {
+        return Ok(mounted);
+    }
+    // The kernel does not give one device two file systems, one of them read-only.
+    drop(mounted);
+    grow::by_mount(kind, file_system(kind, device, &nowhere())?.as_fd(), device_bytes)?;
+    file_system(kind, device, options)
+}
 
 /// Mounts the file system on `device`, nowhere yet: [`attach`] gives it a place, dropping it
 /// unmounts it.

@@ -12,10 +12,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Dev, makedev, stat};
+use rustix::fs::{Dev, Mode, OFlags, makedev, open, stat};
 
 /// Bytes of mountinfo that are read: some 400,000 mounts, four times what the kernel allows.
 const BYTES_MAX: u64 = 64 << 20;
@@ -33,6 +33,8 @@ pub(crate) struct Mount {
     pub(crate) point: Vec<u8>,
     /// The mount, or the file system on it, refuses writes.
     pub(crate) read_only: bool,
+    /// Label of SELinux that all of it was given when it was mounted.
+    pub(crate) context: Option<String>,
     /// Type of the file system.
     pub(crate) fs: String,
     /// What was named when it was mounted; for a disk its device.
@@ -52,6 +54,21 @@ impl Mount {
         let name = device.file_name().map(std::ffi::OsStr::as_encoded_bytes);
         let bound = self.root.strip_prefix(b"/").is_some_and(|root| Some(root) == name);
         bound && stat(device).is_ok_and(|node| node.st_dev == self.dev)
+    }
+}
+
+impl Mount {
+    /// Opens the root of what is mounted there.
+    ///
+    /// # Errors
+    /// It cannot be opened, or something else was mounted over it.
+    pub(crate) fn open_root(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = open(self.point.as_slice(), flags, Mode::empty())?;
+        if mount_id(opened.as_fd())? == self.id {
+            return Ok(opened);
+        }
+        Err(io::Error::other("its mount is covered by another"))
     }
 }
 
@@ -103,7 +120,19 @@ fn line(line: &[u8]) -> Option<Mount> {
     let source = unescaped(fields.next()?);
     let of_superblock = fields.next()?;
     let read_only = has(options, b"ro") || has(of_superblock, b"ro");
-    Some(Mount { id, dev, root, point, read_only, fs, source })
+    Some(Mount { id, dev, root, point, read_only, context: context(of_superblock), fs, source })
+}
+
+/// The value of the option `context`, which has quotes around it if there is a comma in it.
+fn context(options: &[u8]) -> Option<String> {
+    let options = String::from_utf8(unescaped(options)).ok()?;
+    let options = format!(",{options}");
+    let (_, value) = options.split_once(",context=")?;
+    let value = match value.strip_prefix('"') {
+        Some(quoted) => quoted.split('"').next(),
+        None => value.split(',').next(),
+    };
+    value.filter(|value| !value.is_empty()).map(str::to_owned)
 }
 
 fn number(field: &[u8]) -> Option<u64> {
@@ -160,6 +189,17 @@ mod tests {
         assert_eq!((&*mounts[0].root, &*mounts[0].point), (&b"/mnt1"[..], &b"/mnt 2"[..]));
         assert_eq!((&*mounts[0].fs, &*mounts[0].source), ("ext3", &b"/dev/r"[..]));
         assert_eq!(mounts.iter().map(|m| m.read_only).collect::<Vec<_>>(), [false, true, true]);
+    }
+
+    #[test]
+    fn reads_labels_of_selinux() {
+        let of = |options: &[u8]| context(options);
+        let label = "system_u:object_r:container_file_t:s0:c1,c2";
+        assert_eq!(of(format!("rw,context=\"{label}\",nouuid").as_bytes()).as_deref(), Some(label));
+        assert_eq!(of(b"context=a:b:c:s0,rw").as_deref(), Some("a:b:c:s0"));
+        for none in [&b"rw,seclabel"[..], b"rw,fscontext=a", b"context=", b""] {
+            assert_eq!(of(none), None);
+        }
     }
 
     #[test]

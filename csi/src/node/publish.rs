@@ -12,6 +12,7 @@ use tonic::Status;
 
 use crate::adapter::Adapter;
 use crate::daemon::by_number;
+use crate::labels;
 
 use super::device::{Device, Owner, owner};
 use super::mount::{self, Unmount};
@@ -42,8 +43,14 @@ pub(crate) async fn publish(
 ) -> Result<(), Status> {
     let name = volume.name.clone();
     let mut attachment = attachment;
-    if died(adapter, volume, attachment.clone(), &publication).await? {
-        tracing::warn!(volume = name, "stages it again: its device died with an earlier daemon");
+    let restages = volume.labels.contains_key(labels::RESTAGING);
+    if restages || died(adapter, volume, attachment.clone(), &publication).await? {
+        let why = if restages {
+            "its growth was interrupted"
+        } else {
+            "its device died with an earlier daemon"
+        };
+        tracing::warn!(volume = name, why, "stages it again");
         let before = (volume, attachment.is_some());
         stage(adapter, before, &publication.staging, &publication.access).await?;
         attachment = adapter.daemon.find(by_number(volume.id)).await?.and_then(|found| found.1);
@@ -114,11 +121,24 @@ fn publish_now(
             return Err(Status::failed_precondition(text));
         }
     }
-    let onto = match publication.access {
-        Access::Mount { .. } => empty_directory(&target)?,
-        Access::Block { .. } => target.make_file()?,
-    };
-    mount::bind(source.opened.as_fd(), read_only, &onto, &target)
+    onto_target(&target, || {
+        let onto = match publication.access {
+            Access::Mount { .. } => empty_directory(&target)?,
+            Access::Block { .. } => target.make_file()?,
+        };
+        mount::bind(source.opened.as_fd(), read_only, &onto, &target)
+    })
+}
+
+/// Makes a target and mounts something onto it. If that fails, no target is left that was not there
+/// before.
+fn onto_target(target: &Place, work: impl FnOnce() -> Result<(), Status>) -> Result<(), Status> {
+    let was_there = target.open()?.is_some();
+    work().inspect_err(|_| {
+        if !was_there && let Err(left) = target.remove() {
+            tracing::warn!(target = target.shown(), why = left.message(), "a target is left");
+        }
+    })
 }
 
 /// What is bound.
@@ -192,4 +212,27 @@ pub(crate) async fn unpublish(
         target.remove()
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_that_was_made_in_vain_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("target");
+        let target = Place::of("target_path", path.to_str().unwrap()).unwrap();
+        let fails = || Err(Status::internal("the mount fails"));
+        for _ in 0..2 {
+            let made = onto_target(&target, || target.make_directory().and_then(|_| fails()));
+            assert!(made.is_err() && !path.exists());
+            let made = onto_target(&target, || target.make_file().and_then(|_| fails()));
+            assert!(made.is_err() && !path.exists());
+        }
+        std::fs::create_dir(&path).unwrap();
+        assert!(onto_target(&target, fails).is_err());
+        assert!(path.is_dir(), "it was there before");
+        onto_target(&target, || target.make_directory().map(drop)).unwrap();
+    }
 }

@@ -4,15 +4,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use pando_csi::proto::csi::VolumeCapability;
+use pando_csi::proto::csi::volume_capability::access_mode::Mode;
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::thread::{CapabilitySet, capabilities};
 use tonic::Code;
 
 use super::{Device, write_durably};
 use crate::cli::number;
-use crate::csi::{Mounted, from_volume, mount_of, request_of};
+use crate::csi::{Mounted, from_volume, mount_of, mount_with, request_of};
 use crate::noise::Noise;
 use crate::tools::{present, run};
 use crate::{Csi, System};
@@ -74,6 +78,12 @@ fn capacity(path: &Path) -> u64 {
 
 fn uuid(device: &str) -> String {
     run("blkid", &["-p", "-o", "value", "-s", "UUID", device])
+}
+
+/// What a container has of a volume: a copy of its mount, out of reach of who mounted it.
+fn container(target: &Path) -> OwnedFd {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, target, flags).expect("a copy of a mount")
 }
 
 /// A file system of one kind on volumes that are devices of one kind.
@@ -192,7 +202,8 @@ impl World {
             large > small * 17 / 10,
             "a larger clone has a larger file system: {small} {large}"
         );
-        let source = self.grow_mounted(csi, source);
+        self.growth_read_only(csi, &source_id, small);
+        self.grow_mounted(&source);
         assert!(capacity(&source.target) > small * 17 / 10, "{}", capacity(&source.target));
         // Grown while it was not mounted: the file system follows when it is staged.
         clone.down();
@@ -207,28 +218,77 @@ impl World {
         csi.delete(&source_id).expect("a source can be deleted");
     }
 
-    /// Makes a mounted volume twice as large. An ext4 and a ublk device grow only where the kernel
-    /// lets them; where it does not, the answer says so, and they grow when they are staged again.
-    fn grow_mounted<'a>(&self, csi: &'a Csi, mounted: Mounted<'a>) -> Mounted<'a> {
+    /// A larger clone that is mounted read-only has a larger file system, and grows before its pod
+    /// starts, but not while a pod runs.
+    fn growth_read_only(&self, csi: &Csi, source: &str, small: u64) {
+        let readers = mount_with(self.kind, &[], Mode::MultiNodeReaderOnly);
+        let id = self.clone(csi, "readers", source, self.bytes * 2);
+        let clone = Mounted::up(csi, &id, "readers", &readers);
+        let large = capacity(&clone.target);
+        assert!(large > small * 17 / 10, "a larger clone, read-only: {small} {large}");
+        self.refuses_while_used(&clone, "readers", (self.bytes * 2, self.bytes * 3), &readers);
+        let grown = clone.expand(&clone.target, self.bytes * 3, &readers);
+        assert_eq!(grown.expect("no pod runs"), self.bytes * 3);
+        assert!(capacity(&clone.target) > small * 26 / 10, "{}", capacity(&clone.target));
+        assert_eq!(std::fs::read(clone.target.join("file")).expect("a file"), b"content");
+        std::fs::write(clone.target.join("file"), "other").expect_err("it is read-only");
+        clone.down();
+        csi.delete(&id).expect("a clone can be deleted");
+    }
+
+    /// While a pod runs a volume that cannot grow in place keeps its size, and everything stays
+    /// mounted.
+    fn refuses_while_used(
+        &self,
+        mounted: &Mounted<'_>,
+        name: &str,
+        (bytes, more): (i64, i64),
+        capability: &VolumeCapability,
+    ) {
+        let refused = |what: &str| {
+            let refused = mounted.expand(&mounted.target, more, capability).expect_err(what);
+            assert_eq!(refused.code(), Code::FailedPrecondition, "{what}: {refused}");
+            assert_eq!(self.size(name), bytes, "{what}: what is refused has not grown");
+            for path in [&mounted.target, &mounted.staging] {
+                assert_eq!(std::fs::read(path.join("file")).expect("mounted"), b"content");
+            }
+        };
+        let opened = File::open(mounted.target.join("file")).expect("a file");
+        refused("a file is open");
+        drop(opened);
+        let pod = container(&mounted.target);
+        refused("a container has it");
+        drop(pod);
+    }
+
+    /// Bytes of a volume, by the pool.
+    fn size(&self, name: &str) -> i64 {
+        let volume = self.system.cli().json(&["volume", "show", &format!("csi-vol-{name}")]);
+        number(&volume, "/size_bytes").cast_signed()
+    }
+
+    /// Makes a mounted volume twice as large, as a cluster does in which the nodes do it alone. An
+    /// ext4 and a ublk device grow in place only where the kernel lets them; elsewhere that is
+    /// refused while their pod runs, and done before the next one starts.
+    fn grow_mounted(&self, mounted: &Mounted<'_>) {
         let may = capabilities(None).expect("capabilities").effective;
         let possible = self.device.grows_in_use()
             && (self.kind != "ext4" || may.contains(CapabilitySet::SYS_RESOURCE));
-        for _ in 0..2 {
-            let grown = csi.expand(&mounted.id, &mounted.target, self.bytes * 2);
-            match possible {
-                true => assert_eq!(grown.expect("growth"), self.bytes * 2),
-                false => assert_eq!(grown.expect_err("barred").code(), Code::FailedPrecondition),
-            }
-        }
+        let bytes = self.bytes * 2;
         if possible {
-            return mounted;
+            let pod = container(&mounted.target);
+            let grown = mounted.expand(&mounted.target, bytes, &self.capability);
+            assert_eq!(grown.expect("growth"), bytes);
+            drop(pod);
+        } else {
+            self.refuses_while_used(mounted, "small", (self.bytes, bytes), &self.capability);
         }
-        let id = mounted.id.clone();
-        mounted.down();
-        let mounted = self.up(csi, &id, "small");
-        let grown = csi.expand(&mounted.id, &mounted.target, self.bytes * 2);
-        assert_eq!(grown.expect("nothing is to be done"), self.bytes * 2);
-        mounted
+        for _ in 0..2 {
+            let grown = mounted.expand(&mounted.target, bytes, &self.capability);
+            assert_eq!(grown.expect("no pod runs"), bytes);
+        }
+        assert_eq!(std::fs::read(mounted.target.join("file")).expect("a file"), b"content");
+        std::fs::write(mounted.target.join("more"), "content").expect("it is writable");
     }
 
     /// A clone of a clone of a volume, deleted in every order; who is left keeps what it has.

@@ -2,10 +2,14 @@
 //! devices on any machine, with ublk and the kernel's NBD client in the virtual machine.
 //!
 //! ```text
-//! fs    file systems: clones beside their sources, growth, deletion in every order
-//! node  what is repeated, refused or interrupted; raw devices; restarts
+//! blank   clones of what no pod has used yet
+//! failed  what a failed call leaves: nothing
+//! fs      file systems: clones beside their sources, growth, deletion in every order
+//! node    what is repeated, refused or interrupted; raw devices; restarts
 //! ```
 
+pub mod blank;
+pub mod failed;
 pub mod fs;
 pub mod node;
 

@@ -19,10 +19,10 @@ use crate::tools::{output, present, run, text};
 use crate::{Cli, Csi, Nbd, System};
 
 const MIB: i64 = 1 << 20;
-const SIZE: i64 = 64 * MIB;
+pub(super) const SIZE: i64 = 64 * MIB;
 
 /// A daemon and an adapter, if volumes can be mounted here.
-fn start(device: Device) -> Option<(System, Csi)> {
+pub(super) fn start(device: Device) -> Option<(System, Csi)> {
     if !device.possible() || !present(&["mkfs.ext4", "mkfs.xfs", "blkid"]) {
         return None;
     }
@@ -31,7 +31,7 @@ fn start(device: Device) -> Option<(System, Csi)> {
     Some((system, csi))
 }
 
-fn create(csi: &Csi, device: Device, name: &str) -> String {
+pub(super) fn create(csi: &Csi, device: Device, name: &str) -> String {
     let wanted = request_of(device.name(), name, SIZE, &mount_of("ext4"));
     csi.create(wanted).expect("a volume").volume_id
 }
@@ -41,16 +41,16 @@ fn create_block(csi: &Csi, device: Device, name: &str) -> String {
     csi.create(wanted).expect("a volume").volume_id
 }
 
-fn code<T: std::fmt::Debug>(answer: Result<T, Status>) -> Code {
+pub(super) fn code<T: std::fmt::Debug>(answer: Result<T, Status>) -> Code {
     answer.expect_err("it is refused").code()
 }
 
 /// The pool's name of a volume that CSI calls `name`.
-fn pool_name(name: &str) -> String {
+pub(super) fn pool_name(name: &str) -> String {
     format!("csi-vol-{name}")
 }
 
-fn label(cli: &Cli, name: &str, label: &str) {
+pub(super) fn label(cli: &Cli, name: &str, label: &str) {
     cli.run(&["volume", "set", &pool_name(name), "--label", label]);
 }
 
@@ -114,13 +114,17 @@ fn grow_raw<'a>(csi: &'a Csi, device: Device, raw: Mounted<'a>, mut opened: File
         assert_eq!(end(), 3 * SIZE.cast_unsigned());
         return raw;
     }
-    assert_eq!(code(csi.expand(&id, &raw.target, 3 * SIZE)), Code::FailedPrecondition);
-    // The volume has grown, its device cannot, and that does not change by asking again.
-    let answer = csi.expand_node(&id, &raw.target, 3 * SIZE).expect_err("the device is in use");
-    assert_eq!(answer.code(), Code::FailedPrecondition, "{answer}");
+    // The device cannot grow, so the volume does not, and that does not change by asking again.
+    for _ in 0..2 {
+        assert_eq!(code(csi.expand(&id, &raw.target, 3 * SIZE)), Code::FailedPrecondition);
+        let answer = csi.expand_node(&id, &raw.target, 3 * SIZE).expect_err("it is attached");
+        assert_eq!(answer.code(), Code::FailedPrecondition, "{answer}");
+    }
     assert_eq!(end(), SIZE.cast_unsigned());
     drop(opened);
     raw.down();
+    let answer = csi.expand(&id, Path::new("/nonexistent"), 3 * SIZE);
+    assert_eq!(code(answer), Code::NotFound, "the volume grows, and nothing else is there");
     let raw = Mounted::up(csi, &id, "raw", &block());
     let mut opened = File::open(&raw.target).expect("a device");
     assert_eq!(opened.seek(SeekFrom::End(0)).expect("a size"), 3 * SIZE.cast_unsigned());
@@ -329,7 +333,9 @@ pub fn flags_are_applied_or_refused(device: Device) {
         assert!(found.contains("nosuid") && found.contains("nodev"), "{found}");
     }
     mounted.down();
-    let flags = ["noatime,discard", "suid", "commit=30"];
+    // The label of a pod, as kubelet adds it; a kernel without SELinux is not given it.
+    let label = "context=\"system_u:object_r:container_file_t:s0:c1,c2\"";
+    let flags = ["noatime,discard", "suid", "commit=30", label];
     let capability = mount_with("ext4", &flags, Mode::SingleNodeWriter);
     let mounted = Mounted::up(&csi, &id, "flags", &capability);
     let found = options(&mounted.target);
@@ -337,8 +343,28 @@ pub fn flags_are_applied_or_refused(device: Device) {
         assert!(found.contains(flag), "{flag}: {found}");
     }
     assert!(!found.contains("nosuid"), "{found}");
-    // Deleted files give their space back to the pool.
     mounted.down();
+    let capability = mount_with("ext4", &["context=\"system_u:object_r"], Mode::SingleNodeWriter);
+    let refused = csi.stage(&id, &places.staging, &capability).expect_err("half a label");
+    assert!(refused.message().contains("quotation mark"), "{refused}");
+    nouuid_is_taken(&csi, device);
+}
+
+fn nouuid_is_taken(csi: &Csi, device: Device) {
+    let capability = mount_with("xfs", &["nouuid,noatime"], Mode::SingleNodeWriter);
+    let wanted = request_of(device.name(), "nouuid", 320 * MIB, &capability);
+    let id = csi.create(wanted).expect("a volume").volume_id;
+    Mounted::up(csi, &id, "nouuid", &capability).down();
+}
+
+/// Writes a block that no probe knows.
+pub(super) fn write_unknown(cli: &Cli, name: &str) {
+    let name = pool_name(name);
+    let mut nbd = Nbd::open(&cli.serve(&name), &name).expect("an export");
+    nbd.write(20 << 20, &[9; 4096]);
+    nbd.flush();
+    nbd.close();
+    cli.run(&["volume", "serve", "--stop", &name]);
 }
 
 /// Nothing is formatted that may hold something.
@@ -354,23 +380,17 @@ pub fn nothing_is_formatted_that_may_hold_something(device: Device) {
         let answer = csi.stage(id, &places.staging, &capability).expect_err("not formatted");
         assert_eq!(answer.code(), Code::FailedPrecondition, "{answer}");
         assert!(answer.message().contains("not formatted"), "{answer}");
-        csi.unstage(id, &places.staging).expect("nothing is staged");
     };
     // Data that no probe knows.
     let data = create(&csi, device, "data");
-    let mut nbd = Nbd::open(&cli.serve(&pool_name("data")), &pool_name("data")).expect("an export");
-    nbd.write(20 << 20, &[9; 4096]);
-    nbd.flush();
-    nbd.close();
-    cli.run(&["volume", "serve", "--stop", &pool_name("data")]);
+    write_unknown(&cli, "data");
     refused(&data, "data");
     let volume = cli.json(&["volume", "show", &pool_name("data")]);
     assert_eq!(number(&volume, "/mapped_bytes"), 4096, "nothing was written");
 
-    // A clone, even of a volume that is empty.
-    let empty = create(&csi, device, "empty");
+    // A clone of it.
     let mut wanted = request_of(device.name(), "clone", SIZE, &capability);
-    wanted.volume_content_source = from_volume(&empty);
+    wanted.volume_content_source = from_volume(&data);
     let clone = csi.create(wanted).expect("a clone").volume_id;
     refused(&clone, "clone");
 
