@@ -1,6 +1,10 @@
 //! Too little space: a full pool, a growth limit, a reservation, and a host file system that runs
 //! full below a sparse pool. Growth is refused for the request that asks for it; nothing that was
-//! acknowledged is lost; everything that gives space back works.
+//! acknowledged is lost; everything that gives space back works, also back to the host.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use pando_tests::cli::number;
 use pando_tests::nbd::command;
@@ -199,6 +203,60 @@ fn a_full_host_loses_nothing_that_was_acknowledged() {
     system.check();
     system.stop();
     drop(mount);
+}
+
+/// Bytes that the host has allocated for a file.
+fn allocated(file: &Path) -> u64 {
+    std::fs::metadata(file).expect("a file").blocks() * 512
+}
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !is_so() {
+        assert!(since.elapsed() < Duration::from_secs(60), "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What is deleted goes back to the host from a sparse file. A file whose space was set aside keeps it:
+/// the host may not have it any more when the pool needs it again.
+#[test]
+fn space_goes_back_to_the_host_unless_it_was_set_aside() {
+    for allocate in ["sparse", "reserve", "write"] {
+        let mut system = System::empty();
+        system.create_pool(&["--size", "128MiB", "--allocate", allocate]);
+        system.spawn();
+        let cli = system.cli();
+        cli.run(&["volume", "create", "v", "--size", "32MiB"]);
+        let mut nbd = Nbd::open(&cli.serve("v"), "v").expect("an export");
+        for index in 0..(32 << 20) / PIECE_BYTES {
+            nbd.write(index * PIECE_BYTES, &piece(index));
+        }
+        nbd.flush();
+        nbd.close();
+        let before = allocated(system.pool());
+        assert!(before >= 32 << 20, "{allocate}: {before} bytes are allocated");
+        delete(&cli, "v");
+        eventually("all of it is free", || {
+            let status = cli.json(&["pool", "status"]);
+            number(&status, "/pending_bytes") + number(&status, "/deletions_pending") == 0
+        });
+        if allocate == "sparse" {
+            // Single pieces at the borders of the pool's groups stay.
+            eventually("space goes back", || allocated(system.pool()) < before - (20 << 20));
+        }
+        system.stop();
+        let (after, len) = (allocated(system.pool()), 128 << 20);
+        assert!(
+            allocate == "sparse" || after >= len,
+            "{allocate}: only {after} bytes are allocated"
+        );
+        let kept = system.log().contains("free blocks are not discarded");
+        assert_eq!(kept, allocate != "sparse", "{}", system.log());
+        system.spawn();
+        system.check();
+        system.stop();
+    }
 }
 
 /// A mount that does not outlive its test.

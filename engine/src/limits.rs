@@ -1,5 +1,7 @@
 //! Every bound of the engine, with its arithmetic. What has no bound here has none.
 
+use std::time::Duration;
+
 use crate::units::{BLOCK_BYTES, to_u64};
 
 /// Largest volume: 64 TiB.
@@ -57,6 +59,16 @@ pub const DROPS_WAITING_MAX: usize = if cfg!(test) { 600 } else { 1 << 19 };
 pub const MAP_LEVELS_MAX: usize = 10;
 /// Nodes given up by one checkpoint's cascade of deletions; the rest waits for the next.
 pub const CASCADE_NODES_MAX: usize = 1024;
+/// Blocks of the aligned units in which free space is discarded: 1 MiB. A discard of less costs the
+/// device and the writes beside it more than its space is worth.
+pub const DISCARD_UNIT_BLOCKS: u64 = 256;
+/// Blocks in one discard: 8 MiB. Nobody gets them, and a host's file system may let no write into its
+/// file, while it lasts.
+pub const DISCARD_BLOCKS_MAX: u64 = 8 * DISCARD_UNIT_BLOCKS;
+/// Least time between two discards: at most 800 MiB are discarded in a second.
+pub const DISCARD_PAUSE_MIN: Duration = Duration::from_millis(10);
+/// The time between two discards, in times that the first took.
+pub const DISCARD_REST: u32 = 9;
 /// Names in one page of a list.
 pub const LIST_PAGE_MAX: usize = 1000;
 

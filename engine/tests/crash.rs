@@ -20,7 +20,7 @@ fn tiny() -> Config {
         journal_blocks: 8,
         fanout: Fanout { leaf_max: 4, inner_max: 4 },
         cache_bytes: 1 << 20,
-        discard: false,
+        discard: true,
         cascade_nodes: 2,
     }
 }

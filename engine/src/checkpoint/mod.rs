@@ -77,10 +77,6 @@ impl Pool {
         if let Err(error) = &result {
             self.core.poison(error);
         }
-        // Under the same lock: two tasks must not discard the same blocks, of which the slower
-        // would hit them when they are in use again, and nothing may be under way after closing.
-        self.discard_freed().await;
-        drop(checkpointer);
         result
     }
 
@@ -98,25 +94,5 @@ impl Pool {
                 self.core.want_checkpoint();
             }
         }
-    }
-
-    /// Discards what was freed and is not read any more, if the pool discards, and lets go of it.
-    async fn discard_freed(&self) {
-        loop {
-            let batch = {
-                let inner = self.core.lock();
-                inner.state.reuse.to_discard().map(|(epoch, runs)| (epoch, runs.to_vec()))
-            };
-            let Some((epoch, runs)) = batch else { break };
-            for run in runs {
-                // A device that does not discard loses nothing: the blocks are free all the same.
-                if let Err(error) = self.disk().discard(run.block, run.len).await {
-                    tracing::warn!(%error, block = %run.block, "discard failed");
-                }
-            }
-            self.core.lock().state.reuse.discarded(epoch);
-        }
-        let recycled = self.core.lock().recycle();
-        self.core.poison_on(&recycled);
     }
 }

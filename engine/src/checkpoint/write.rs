@@ -213,7 +213,6 @@ async fn move_catalogue(
 async fn await_freed(pool: &Pool) -> Result<()> {
     loop {
         let event = pool.core.reader_event.notified();
-        pool.discard_freed().await;
         {
             let inner = pool.core.lock();
             inner.check_not_poisoned()?;
@@ -296,7 +295,7 @@ fn publish(
     }
     state.tables.publish(finished.groups, finished.pages);
     state.sealed_sums = None;
-    state.reuse.freed(runs, pool.core.options.discard);
+    state.reuse.freed(runs);
     let recycled = inner.recycle();
     drop(inner);
     pool.core.poison_on(&recycled);

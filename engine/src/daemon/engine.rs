@@ -4,6 +4,7 @@
 //!   tokio (API, metrics, signals)           shard 0: Pool, control operations, background work
 //!        | Engine::control, Engine::on -->  shard 1: Pool (same core)
 //!        |                                  ...
+//!        |                                  discard: Pool (same core), serves no volume
 //! ```
 //!
 //! Each shard's thread holds its handle of the pool in a thread local; work that comes in through
@@ -16,6 +17,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use tracing::info;
 
 use crate::daemon::config::Config;
 use crate::disk::PoolFile;
@@ -53,6 +56,8 @@ fn set_pool(new: Option<Pool>) {
 /// The open pool and its shards.
 pub(super) struct Engine {
     shards: Vec<ShardHandle>,
+    /// Discards free blocks, beside the shards: a discard can hold its thread up.
+    discards: Option<ShardHandle>,
     file: Arc<PoolFile>,
     core: Arc<Core>,
     /// Work for the API is refused.
@@ -71,11 +76,13 @@ impl Engine {
         for index in 0..config.shard_count() {
             shards.push(Shard::start_with(format!("shard-{index}"), options, || async {})?);
         }
-        let open = OpenOptions {
-            cache_bytes: config.cache_bytes,
-            discard: config.discard,
-            ..OpenOptions::default()
-        };
+        let reserved = file.is_reserved()?;
+        if config.discard && reserved {
+            info!("free blocks are not discarded: the space of the pool's file was set aside");
+        }
+        let discard = config.discard && !reserved;
+        let open =
+            OpenOptions { cache_bytes: config.cache_bytes, discard, ..OpenOptions::default() };
         let core = open_pool(&shards[0], &file, journal_dir, open).await?;
         for shard in &shards[1..] {
             let (core, file) = (Arc::clone(&core), Arc::clone(&file));
@@ -83,7 +90,8 @@ impl Engine {
                 .call(move || async move { set_pool(Some(Pool::attach(core, file.disk()))) })
                 .await?;
         }
-        Ok(Self { shards, file, core, stopping: AtomicBool::new(false) })
+        let discards = if discard { Some(start_discards(&core, &file)?) } else { None };
+        Ok(Self { shards, discards, file, core, stopping: AtomicBool::new(false) })
     }
 
     /// Runs `work` with the pool on the shard of control operations.
@@ -145,12 +153,12 @@ impl Engine {
     pub(super) async fn stop(&self) -> Result<()> {
         self.refuse_work();
         let closed = on(&self.shards[0], |pool| async move { pool.close().await }).await;
-        for shard in &self.shards {
+        let shards: Vec<_> = self.shards.iter().chain(&self.discards).cloned().collect();
+        for shard in &shards {
             // A shard that is gone has no pool any more.
             shard.call(|| async { set_pool(None) }).await.unwrap_or_default();
             shard.stop();
         }
-        let shards = self.shards.clone();
         let joined = tokio::task::spawn_blocking(move || {
             shards.iter().map(ShardHandle::join).collect::<Result<Vec<()>>>()
         });
@@ -181,6 +189,15 @@ async fn open_pool(
         Ok(core)
     });
     opened.await?.map_err(|error: Error| error.context(format!("pool {path}")))
+}
+
+/// Starts the thread that discards free blocks.
+fn start_discards(core: &Arc<Core>, file: &Arc<PoolFile>) -> Result<ShardHandle> {
+    let options = ShardOptions { spin: Duration::ZERO };
+    let shard = Shard::start_with("discard".to_owned(), options, || async {})?;
+    let (core, file) = (Arc::clone(core), Arc::clone(file));
+    shard.spawn(move || async move { Pool::attach(core, file.disk()).run_discards().await })?;
+    Ok(shard)
 }
 
 async fn on<R, F, Fut>(shard: &ShardHandle, work: F) -> Result<R>

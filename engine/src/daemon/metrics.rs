@@ -154,6 +154,8 @@ fn pool_counters(registry: &mut Registry, counters: &PoolCounters) {
     count("no_space_errors", "Writes refused for lack of space", counters.no_space);
     count("checksum_errors", "Data blocks that did not match", counters.checksum_errors);
     count("metadata_reads", "Nodes and table pages read", counters.metadata_reads);
+    let discarded = "Bytes of free blocks that the device was told to discard";
+    count("discarded_bytes", discarded, counters.discarded_bytes);
 }
 
 /// Labels of the gauges of one volume.

@@ -179,6 +179,23 @@ impl PoolFile {
         self.block_device
     }
 
+    /// Whether the space of the file was set aside for it ([`Allocate::Reserve`] or
+    /// [`Allocate::Write`]): the host's file system has allocated as much as the file is long. A hole
+    /// in such a file would be space that others take and a later write does not get.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn is_reserved(&self) -> Result<bool> {
+        let failed = |error| Error::io(format!("allocated space of {self}"), error);
+        Ok(!self.block_device && self.has_all_its_space().map_err(failed)?)
+    }
+
+    fn has_all_its_space(&self) -> io::Result<bool> {
+        let stat = rustix::fs::fstat(&self.fd)?;
+        let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+        Ok(allocated >= u64::try_from(stat.st_size).unwrap_or(u64::MAX))
+    }
+
     pub(super) fn fd(&self) -> &Arc<OwnedFd> {
         &self.fd
     }
@@ -216,9 +233,7 @@ impl PoolFile {
             )));
         }
         if size < len_bytes {
-            let stat = rustix::fs::fstat(&self.fd).map_err(|e| fail(e.into()))?;
-            let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
-            let grown = if allocated >= size {
+            let grown = if self.has_all_its_space().map_err(fail)? {
                 rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), size, len_bytes - size)
             } else {
                 rustix::fs::ftruncate(&self.fd, len_bytes)

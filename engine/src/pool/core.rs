@@ -23,7 +23,7 @@ use crate::checkpoint::Checkpointer;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::Journal;
-use crate::limits::CASCADE_NODES_MAX;
+use crate::limits::{CASCADE_NODES_MAX, DISCARD_UNIT_BLOCKS};
 use crate::state::State;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Counter, Mutex, MutexGuard};
@@ -34,8 +34,10 @@ use crate::units::{Generation, Seqno, VolumeId};
 pub struct OpenOptions {
     /// Bytes for cached nodes and table pages.
     pub cache_bytes: u64,
-    /// Tell the device about blocks that become free.
+    /// Tell the device about blocks that become free, by [`Pool::run_discards`].
     pub discard: bool,
+    /// Blocks of the aligned units in which that is done; fewer only in tests.
+    pub discard_unit: u64,
     /// Entries in full nodes; less than the format allows only in tests.
     pub fanout: crate::map::Fanout,
     /// Nodes given up by one checkpoint's cascade of deletions, the rest waits for the next; fewer
@@ -48,6 +50,7 @@ impl Default for OpenOptions {
         Self {
             cache_bytes: 256 << 20,
             discard: false,
+            discard_unit: DISCARD_UNIT_BLOCKS,
             fanout: crate::map::Fanout::FULL,
             cascade_nodes: CASCADE_NODES_MAX,
         }
@@ -109,6 +112,8 @@ pub(crate) struct Counters {
     pub checksum_errors: Counter,
     /// Nodes and table pages read.
     pub metadata_reads: Counter,
+    /// Bytes of free blocks discarded.
+    pub discarded_bytes: Counter,
 }
 
 /// Adds to a counter.
@@ -125,7 +130,7 @@ pub struct Core {
     pub(crate) durable_event: Notify,
     /// A checkpoint was published, or the pool is poisoned.
     pub(crate) published_event: Notify,
-    /// A reader of freed blocks has finished, or the pool is poisoned.
+    /// A reader of freed blocks has finished, or a discard of free ones, or the pool is poisoned.
     pub(crate) reader_event: Notify,
     /// A checkpoint is wanted, or the pool is closing.
     pub(crate) wanted_event: Notify,
@@ -162,6 +167,12 @@ impl Core {
     /// The lock; never held across an await.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock()
+    }
+
+    /// The lock, if nobody has it.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, Inner>> {
+        self.inner.try_lock()
     }
 
     /// A write or flush failed: nothing is acknowledged from now on (I7).
@@ -220,6 +231,7 @@ impl Core {
             no_space: c.no_space.get(),
             checksum_errors: c.checksum_errors.get(),
             metadata_reads: c.metadata_reads.get(),
+            discarded_bytes: c.discarded_bytes.get(),
         }
     }
 }

@@ -157,7 +157,7 @@ pub(super) fn core_of(
     // Three quarters of the cache for nodes, one for table pages.
     let blocks = to_usize(options.cache_bytes / BLOCK_BYTES);
     let cache = NodeCache::new(blocks / 4 * 3, superblock.uuid, options.fanout);
-    let state = State::new(
+    let mut state = State::new(
         superblock.geometry,
         superblock.uuid,
         catalogue,
@@ -165,6 +165,9 @@ pub(super) fn core_of(
         cache,
         blocks / 4,
     );
+    if options.discard {
+        state.space.note_freed(options.discard_unit);
+    }
     let ring_bytes = superblock.geometry.journal_blocks * BLOCK_BYTES;
     let journal = Journal::new(ring, ring_bytes, superblock.journal_offset);
     let inner = Inner {

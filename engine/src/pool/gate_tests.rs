@@ -1,6 +1,6 @@
 //! What depends on the order of I/O, which a gate chooses. Freed blocks are not used again under a
-//! reader, nor before their discard, nor before the checkpoint that frees them is durable, however
-//! the free blocks of their group come into memory; and a merge sees whatever has come before it.
+//! reader, nor before the checkpoint that frees them is durable, however the free blocks of their
+//! group come into memory; and a merge sees whatever has come before it.
 
 use std::future::Future;
 use std::rc::Rc;
@@ -21,19 +21,24 @@ use crate::testing::gate::{Gate, pass_time};
 use crate::units::{BLOCK_BYTES, BlockNo, Lba, Seqno, VolumeId, to_u32, to_usize};
 
 /// A pool of four groups, of which the test makes the checkpoints.
-struct World {
-    sim: SimDisk,
-    gate: Gate,
-    pool: Pool,
+pub(super) struct World {
+    pub(super) sim: SimDisk,
+    pub(super) gate: Gate,
+    pub(super) pool: Pool,
     id: VolumeId,
 }
 
 impl World {
     /// A pool with a volume of so many blocks, all of them 1 and in the last checkpoint.
-    async fn new(sim: &SimDisk, blocks: u64, discard: bool) -> Self {
+    async fn new(sim: &SimDisk, blocks: u64) -> Self {
+        Self::opened(sim, blocks, options()).await
+    }
+
+    /// The same, opened so.
+    pub(super) async fn opened(sim: &SimDisk, blocks: u64, options: OpenOptions) -> Self {
         format(sim).await;
         let (sim, gate) = (sim.clone(), Gate::default());
-        let pool = open(&sim, &gate, discard).await;
+        let pool = open(&sim, &gate, options).await;
         let request = CreateVolume {
             name: "v".into(),
             size_bytes: Some(blocks * BLOCK_BYTES),
@@ -59,7 +64,7 @@ impl World {
         self.pool.device(self.id).unwrap()
     }
 
-    async fn write(&self, first: u64, blocks: u64, byte: u8) {
+    pub(super) async fn write(&self, first: u64, blocks: u64, byte: u8) {
         let mut buf = Buf::new(to_usize(blocks));
         buf.as_mut_bytes().fill(byte);
         let len = to_u32(blocks * BLOCK_BYTES);
@@ -75,19 +80,19 @@ impl World {
         })
     }
 
-    async fn until_waiting(&self) {
+    pub(super) async fn until_waiting(&self) {
         self.gate.until_waiting(&self.sim.disk(), 1).await;
     }
 
     /// Lets everything go on that is not held.
-    async fn settle(&self) {
+    pub(super) async fn settle(&self) {
         for _ in 0..200 {
             pass_time(&self.sim.disk()).await;
         }
     }
 
     /// The blocks that the volume stands on.
-    async fn blocks(&self) -> Vec<BlockNo> {
+    pub(super) async fn blocks(&self) -> Vec<BlockNo> {
         let end = Lba::new(self.device().size_bytes() / BLOCK_BYTES);
         let (mut blocks, mut from) = (Vec::new(), Lba::new(0));
         while from < end {
@@ -109,14 +114,14 @@ impl World {
         inner.state.geometry.super_places(next % SUPER_SLOTS)[0]
     }
 
-    fn is_free(&self, block: BlockNo) -> bool {
+    pub(super) fn is_free(&self, block: BlockNo) -> bool {
         self.pool.core.lock().state.space.is_free(block)
     }
 
     /// Nothing is in memory any more of what the pool holds.
-    async fn reopen(&mut self, discard: bool) {
+    async fn reopen(&mut self) {
         self.pool.close().await.unwrap();
-        self.pool = open(&self.sim, &self.gate, discard).await;
+        self.pool = open(&self.sim, &self.gate, options()).await;
     }
 
     /// A block of the volume in a group whose free blocks are not in memory, and that group.
@@ -130,20 +135,23 @@ impl World {
     }
 }
 
-async fn open(sim: &SimDisk, gate: &Gate, discard: bool) -> Pool {
-    let options = OpenOptions { cache_bytes: 4 << 20, discard, ..OpenOptions::default() };
+pub(super) fn options() -> OpenOptions {
+    OpenOptions { cache_bytes: 4 << 20, ..OpenOptions::default() }
+}
+
+async fn open(sim: &SimDisk, gate: &Gate, options: OpenOptions) -> Pool {
     let disk = gate.before(sim.disk());
     Pool::open(disk, |len| sim.map_ring(len), options).await.unwrap()
 }
 
 /// Does something beside the test.
-fn start<T: 'static>(work: impl Future<Output = T> + 'static) -> oneshot::Receiver<T> {
+pub(super) fn start<T: 'static>(work: impl Future<Output = T> + 'static) -> oneshot::Receiver<T> {
     let (done, answer) = oneshot::channel();
     spawn_local(async move { drop(done.send(work.await)) });
     answer
 }
 
-fn run<Fut: Future<Output = ()>>(test: impl FnOnce(SimDisk) -> Fut) {
+pub(super) fn run<Fut: Future<Output = ()>>(test: impl FnOnce(SimDisk) -> Fut) {
     let sim = SimDisk::new(1, 4096, SimOptions::default());
     sim.run(test(sim.clone())).expect("the power stays on");
 }
@@ -151,7 +159,7 @@ fn run<Fut: Future<Output = ()>>(test: impl FnOnce(SimDisk) -> Fut) {
 #[test]
 fn what_a_reader_has_found_is_kept_for_it() {
     run(|sim| async move {
-        let world = World::new(&sim, 8, false).await;
+        let world = World::new(&sim, 8).await;
         let old = world.blocks().await[0];
         world.gate.hold(FaultOp::Read, Some(old), 1);
         let reader = world.reader(0);
@@ -197,8 +205,8 @@ fn nodes_are_kept_for_whoever_has_looked_them_up() {
     ];
     for (name, need) in needs {
         run(|sim| async move {
-            let mut world = World::new(&sim, 8, false).await;
-            world.reopen(false).await;
+            let mut world = World::new(&sim, 8).await;
+            world.reopen().await;
             let root = world.root();
             world.gate.hold(FaultOp::Read, Some(root), 1);
             let needed = need(&world);
@@ -216,60 +224,13 @@ fn nodes_are_kept_for_whoever_has_looked_them_up() {
     }
 }
 
-#[test]
-fn nothing_is_used_again_before_its_discard() {
-    run(|sim| async move {
-        let world = World::new(&sim, 8, true).await;
-        let old = world.blocks().await[0];
-        world.gate.hold(FaultOp::Discard, None, usize::MAX);
-        world.write(0, 8, 2).await;
-        let pool = world.pool.clone();
-        let first = start(async move { pool.checkpoint().await });
-        world.until_waiting().await;
-        assert!(!world.is_free(old), "the discard of {old} is under way");
-        // Nor does another checkpoint see to it: the slower of two discards of a block would hit
-        // it when it is in use again.
-        let pool = world.pool.clone();
-        let second = start(async move { pool.checkpoint().await });
-        world.settle().await;
-        assert_eq!(world.gate.waiting(), 1);
-        assert!(!world.is_free(old), "the discard of {old} is under way");
-        world.gate.open();
-        first.await.unwrap().unwrap();
-        second.await.unwrap().unwrap();
-        assert!(world.is_free(old));
-    });
-}
-
-#[test]
-fn nothing_is_discarded_under_a_reader() {
-    run(|sim| async move {
-        let world = World::new(&sim, 8, true).await;
-        let old = world.blocks().await[0];
-        world.gate.hold(FaultOp::Read, Some(old), 1);
-        let reader = world.reader(0);
-        world.until_waiting().await;
-        world.gate.hold(FaultOp::Discard, None, usize::MAX);
-        world.write(0, 8, 2).await;
-        let pool = world.pool.clone();
-        let checkpoint = start(async move { pool.checkpoint().await });
-        world.settle().await;
-        assert_eq!(world.gate.waiting(), 1, "the reader alone");
-        checkpoint.await.unwrap().unwrap();
-        world.gate.open();
-        assert_eq!(reader.await.unwrap().unwrap(), [1; 4096]);
-        world.pool.checkpoint().await.unwrap();
-        assert!(world.is_free(old));
-    });
-}
-
 /// The dm space map (4feaef830de7) handed out what was in use, because it knew only a part of what
 /// says so.
 #[test]
 fn what_waits_is_not_loaded_as_free() {
     run(|sim| async move {
-        let mut world = World::new(&sim, 1500, false).await;
-        world.reopen(false).await;
+        let mut world = World::new(&sim, 1500).await;
+        world.reopen().await;
         let (block, group) = world.block_of_a_group_not_loaded().await;
         let reader = world.pool.pin();
         world.pool.delete(world.id).await.unwrap();
@@ -284,8 +245,8 @@ fn what_waits_is_not_loaded_as_free() {
 #[test]
 fn a_group_is_not_loaded_from_tables_that_are_replaced_meanwhile() {
     run(|sim| async move {
-        let mut world = World::new(&sim, 1500, false).await;
-        world.reopen(false).await;
+        let mut world = World::new(&sim, 1500).await;
+        world.reopen().await;
         let (block, group) = world.block_of_a_group_not_loaded().await;
         let geometry = world.pool.core.lock().state.geometry;
         let counts = geometry.page_place(PageId { group, table: Table::Refs, page: 0 }, 0);
@@ -306,7 +267,7 @@ fn a_group_is_not_loaded_from_tables_that_are_replaced_meanwhile() {
 #[test]
 fn nothing_is_free_before_the_checkpoint_that_frees_it_is_durable() {
     run(|sim| async move {
-        let world = World::new(&sim, 8, false).await;
+        let world = World::new(&sim, 8).await;
         let old = world.blocks().await[0];
         world.write(0, 8, 2).await;
         world.gate.hold(FaultOp::Write, Some(world.place_of_the_next_superblock()), 1);
@@ -327,8 +288,8 @@ fn nothing_is_free_before_the_checkpoint_that_frees_it_is_durable() {
 #[test]
 fn a_group_is_not_loaded_from_tables_that_are_not_durable() {
     run(|sim| async move {
-        let mut world = World::new(&sim, 1500, false).await;
-        world.reopen(false).await;
+        let mut world = World::new(&sim, 1500).await;
+        world.reopen().await;
         let (block, group) = world.block_of_a_group_not_loaded().await;
         world.pool.delete(world.id).await.unwrap();
         world.gate.hold(FaultOp::Write, Some(world.place_of_the_next_superblock()), 1);
@@ -347,7 +308,7 @@ fn a_group_is_not_loaded_from_tables_that_are_not_durable() {
 #[test]
 fn a_merge_whose_map_was_evicted_is_done_again() {
     run(|sim| async move {
-        let world = World::new(&sim, 8, false).await;
+        let world = World::new(&sim, 8).await;
         world.gate.hold(FaultOp::Write, None, 1);
         let device = world.device();
         let merge = start(async move { device.write(0, 512, Buf::zeroed(1), false).await });
@@ -370,7 +331,7 @@ fn a_merge_whose_map_was_evicted_is_done_again() {
 #[test]
 fn nodes_stay_in_memory_until_they_are_written() {
     run(|sim| async move {
-        let world = World::new(&sim, 8, false).await;
+        let world = World::new(&sim, 8).await;
         world.write(0, 8, 2).await;
         world.gate.hold(FaultOp::Write, Some(world.root()), 1);
         let pool = world.pool.clone();
@@ -387,40 +348,38 @@ fn nodes_stay_in_memory_until_they_are_written() {
 /// its catalogue, and must not fail for it when there are no more.
 #[test]
 fn a_checkpoint_of_a_full_pool_waits_for_readers() {
-    for discard in [false, true] {
-        run(|sim| async move {
-            let world = World::new(&sim, 8, discard).await;
-            let groups = world.pool.core.lock().state.geometry.groups();
-            for group in 0..to_u32(groups) {
-                world.pool.load_group(group).await.unwrap();
+    run(|sim| async move {
+        let world = World::new(&sim, 8).await;
+        let groups = world.pool.core.lock().state.geometry.groups();
+        for group in 0..to_u32(groups) {
+            world.pool.load_group(group).await.unwrap();
+        }
+        let reader = world.pool.pin();
+        loop {
+            let mut inner = world.pool.core.lock();
+            let Some(more @ 1..) = inner.state.space.free().checked_sub(2) else { break };
+            inner.state.space.take(more).expect("all free blocks are in memory");
+        }
+        let pool = world.pool.clone();
+        let mut checkpoints = start(async move {
+            for _ in 0..4 {
+                pool.checkpoint().await?;
             }
-            let reader = world.pool.pin();
-            loop {
-                let mut inner = world.pool.core.lock();
-                let Some(more @ 1..) = inner.state.space.free().checked_sub(2) else { break };
-                inner.state.space.take(more).expect("all free blocks are in memory");
-            }
-            let pool = world.pool.clone();
-            let mut checkpoints = start(async move {
-                for _ in 0..4 {
-                    pool.checkpoint().await?;
-                }
-                Ok(())
-            });
-            world.settle().await;
-            assert!(checkpoints.try_recv().is_err(), "two have blocks, the third waits");
-            drop(reader);
-            let done: Result<()> = checkpoints.await.unwrap();
-            done.expect("the blocks of the earlier ones are back");
+            Ok(())
         });
-    }
+        world.settle().await;
+        assert!(checkpoints.try_recv().is_err(), "two have blocks, the third waits");
+        drop(reader);
+        let done: Result<()> = checkpoints.await.unwrap();
+        done.expect("the blocks of the earlier ones are back");
+    });
 }
 
 /// Who needs space waits for a checkpoint as long as one may bring it, and is refused else.
 #[test]
 fn who_needs_space_waits_as_long_as_there_is_hope() {
     type Plant = fn(&World);
-    let hopes: [(&str, Plant); 3] = [
+    let hopes: [(&str, Plant); 4] = [
         ("changes", |world| {
             let root = world.root();
             let change = RefDelta::node(root, Seqno::new(0), RefChange::NodeUp);
@@ -433,14 +392,19 @@ fn who_needs_space_waits_as_long_as_there_is_hope() {
             let reader = inner.state.reuse.pin();
             let run = inner.state.space.take(1).unwrap();
             inner.state.space.recorded(run);
-            inner.state.reuse.freed(vec![run], false);
+            inner.state.reuse.freed(vec![run]);
             // It leaves when somebody else does.
             inner.state.reuse.unpin(reader);
+        }),
+        ("a discard", |world| {
+            let mut inner = world.pool.core.lock();
+            let run = inner.state.space.take(1).unwrap();
+            inner.state.reuse.begin_discard(run);
         }),
     ];
     for (name, hope) in hopes {
         run(|sim| async move {
-            let world = World::new(&sim, 8, false).await;
+            let world = World::new(&sim, 8).await;
             world.pool.checkpoint().await.unwrap();
             let published = world.pool.core.lock().published;
             let error = world.pool.await_space(published, Hope::Changes).await.unwrap_err();
@@ -460,7 +424,7 @@ fn who_needs_space_waits_as_long_as_there_is_hope() {
         });
     }
     run(|sim| async move {
-        let world = World::new(&sim, 8, false).await;
+        let world = World::new(&sim, 8).await;
         world.write(0, 8, 2).await;
         let published = world.pool.core.lock().published;
         world.gate.hold(FaultOp::Write, Some(world.root()), 1);
@@ -483,7 +447,7 @@ fn who_needs_space_waits_as_long_as_there_is_hope() {
 #[test]
 fn who_has_no_blocks_waits_for_the_writes_of_others() {
     run(|sim| async move {
-        let world = World::new(&sim, 8, false).await;
+        let world = World::new(&sim, 8).await;
         world.gate.hold(FaultOp::Write, None, 1);
         let device = world.device();
         let write = start(async move { device.write(0, 4096, Buf::zeroed(1), false).await });
@@ -507,7 +471,7 @@ fn who_has_no_blocks_waits_for_the_writes_of_others() {
 #[test]
 fn who_waits_for_a_checkpoint_under_way_asks_for_no_other() {
     run(|sim| async move {
-        let world = World::new(&sim, 8, false).await;
+        let world = World::new(&sim, 8).await;
         let background = world.pool.clone();
         spawn_local(async move { background.run_background().await });
         world.write(0, 8, 2).await;

@@ -6,6 +6,9 @@ mod core;
 mod create;
 #[cfg(test)]
 mod damage_tests;
+mod discard;
+#[cfg(test)]
+mod discard_tests;
 mod dump;
 mod durable;
 mod fetch;

@@ -73,7 +73,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Stops the background task and writes a last checkpoint, after which there is nothing to
+    /// Stops the background tasks and writes a last checkpoint, after which there is nothing to
     /// replay. The caller has stopped everything that uses the pool.
     ///
     /// # Errors
@@ -83,6 +83,8 @@ impl Pool {
         self.core.end_walks();
         self.core.wanted_event.notify_one();
         self.core.published_event.notify_waiters();
+        // Nothing may be under way when the pool is another's.
+        self.until_discarded().await;
         self.checkpoint_of(Kind { clean: true, ..Kind::default() }).await
     }
 }

@@ -171,6 +171,8 @@ pub struct PoolCounters {
     pub checksum_errors: u64,
     /// Map nodes and table pages read from the device.
     pub metadata_reads: u64,
+    /// Bytes of free blocks discarded.
+    pub discarded_bytes: u64,
 }
 
 /// A run of LBAs in which two volumes differ, or which one of them maps.

@@ -37,6 +37,21 @@ impl Bitmap {
         self.words[to_usize(index / 64)] >> (index % 64) & 1 == 1
     }
 
+    /// Whether all of `[start, start + len)` may be allocated.
+    #[must_use]
+    pub fn all_free(&self, start: u64, len: u64) -> bool {
+        let end = start + len;
+        let mut at = start;
+        while at < end {
+            let in_use = !self.words[to_usize(at / 64)] >> (at % 64);
+            if u64::from(in_use.trailing_zeros()) < (end - at).min(64 - at % 64) {
+                return false;
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        true
+    }
+
     /// Marks `[start, start + len)`; every block of it must be in the other state.
     pub fn set(&mut self, start: u64, len: u64, free: bool) {
         assert!(start + len <= self.len, "run within the group");
@@ -120,6 +135,25 @@ mod tests {
         assert_eq!(map.find(0, 100), Some((100, 64)));
         assert_eq!(map.find(130, 40), Some((100, 40)), "goes round for a run that is long enough");
         assert_eq!(map.free(), 65);
+    }
+
+    #[test]
+    fn one_block_in_use_spoils_a_run() {
+        let mut map = Bitmap::full(300);
+        map.set(10, 200, true);
+        for (start, len, free) in [
+            (10, 200, true),
+            (9, 200, false),
+            (10, 201, false),
+            (64, 64, true),
+            (70, 3, true),
+            (0, 10, false),
+        ] {
+            assert_eq!(map.all_free(start, len), free, "{len} blocks at {start}");
+        }
+        map.set(128, 1, false);
+        assert!(map.all_free(64, 64) && map.all_free(129, 81));
+        assert!(!map.all_free(64, 65) && !map.all_free(128, 1));
     }
 
     #[test]

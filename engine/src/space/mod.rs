@@ -7,10 +7,12 @@
 //!    ^                 `--untake()--> free         (the write failed or was overtaken)
 //!    `--Reuse decides-- count fell to 0 in a durable checkpoint
 //! ```
+//! A run that is being discarded is not free meanwhile (`discard`, [`Space::claim`]).
 //! A taken block that no record names is free again after a crash: nothing on disk says taken.
 
 mod alloc;
 mod clock;
+mod discard;
 mod reuse;
 mod sums;
 mod tables;
@@ -23,7 +25,10 @@ pub use tables::{MissingTable, Tables};
 
 use crate::format::geometry::Geometry;
 use crate::units::{BlockNo, to_u32, to_u64, to_usize};
+use discard::FreedUnits;
 
+/// Freed units that [`Space::claim`] looks at in one call.
+const CLAIM_LOOKS: usize = 64;
 /// Loaded groups that are kept; 8 KiB each at most.
 const LOADED_MAX: usize = 256;
 
@@ -36,6 +41,14 @@ pub struct Run {
     pub len: u64,
 }
 
+impl Run {
+    /// The block behind the last.
+    #[must_use]
+    pub const fn end(&self) -> BlockNo {
+        self.block.plus(self.len)
+    }
+}
+
 /// Why no blocks were taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TakeError {
@@ -43,6 +56,19 @@ pub enum TakeError {
     Load(u32),
     /// Nothing is free.
     Full,
+}
+
+/// What there is to discard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// These free blocks, which nobody else gets before they are given back.
+    Run(Run),
+    /// This group must be loaded first.
+    Load(u32),
+    /// Some units are in use again; ask once more.
+    Again,
+    /// Nothing.
+    Nothing,
 }
 
 struct Group {
@@ -65,6 +91,8 @@ pub struct Space {
     cursor: u64,
     loaded: usize,
     seals: u64,
+    /// What may be discarded, if the pool discards.
+    freed: Option<FreedUnits>,
 }
 
 impl Space {
@@ -74,7 +102,22 @@ impl Space {
         let groups: Vec<Group> =
             free.map(|free| Group { free, bitmap: None, outstanding: 0, touched: 0 }).collect();
         let free = groups.iter().map(|g| g.free).sum();
-        Self { geometry, groups, free, outstanding: 0, current: 0, cursor: 0, loaded: 0, seals: 0 }
+        Self {
+            geometry,
+            groups,
+            free,
+            outstanding: 0,
+            current: 0,
+            cursor: 0,
+            loaded: 0,
+            seals: 0,
+            freed: None,
+        }
+    }
+
+    /// Notes from now on what becomes free in aligned units of so many blocks, for [`Self::claim`].
+    pub fn note_freed(&mut self, unit: u64) {
+        self.freed = Some(FreedUnits::new(unit));
     }
 
     /// Blocks that may be allocated.
@@ -194,6 +237,65 @@ impl Space {
     /// # Errors
     /// `Corrupt` when one of them is free already: damaged maps or counts have given it up twice.
     pub fn release(&mut self, run: Run) -> crate::error::Result<()> {
+        self.give_back(run)?;
+        let Some(freed) = &mut self.freed else { return Ok(()) };
+        for unit in freed.touched(run) {
+            let covered = run.block <= unit.block && unit.end() <= run.end();
+            // The bitmap alone knows the rest of it. Where that is not loaded, pieces are not merged.
+            let free = || {
+                let (group, index) = self.geometry.locate(unit.block)?;
+                self.groups[to_usize(group)].bitmap.as_ref().map(|m| m.all_free(index, unit.len))
+            };
+            if covered || (self.geometry.holds_run(unit.block, unit.len) && free() == Some(true)) {
+                freed.insert(unit);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes up to `most` blocks that were freed and not discarded since, for a discard: nobody
+    /// writes them before [`Self::unclaim`].
+    pub fn claim(&mut self, most: u64) -> Claim {
+        let Some(freed) = &mut self.freed else { return Claim::Nothing };
+        for _ in 0..CLAIM_LOOKS {
+            let Some(mut run) = freed.next() else { return Claim::Nothing };
+            if run.len > most {
+                return Claim::Nothing;
+            }
+            let (group, index) = self.geometry.locate(run.block).expect("a unit of one group");
+            let entry = &mut self.groups[to_usize(group)];
+            let Some(bitmap) = entry.bitmap.as_mut() else { return Claim::Load(to_u32(group)) };
+            let unit = run.len;
+            freed.remove(run.block);
+            freed.go_on_behind(run);
+            if !bitmap.all_free(index, unit) {
+                continue; // Allocated since.
+            }
+            // Between two groups are tables, so units beside each other are in the same.
+            while run.len + unit <= most && freed.remove(run.end()) {
+                if !bitmap.all_free(index + run.len, unit) {
+                    break;
+                }
+                run.len += unit;
+            }
+            freed.go_on_behind(run);
+            bitmap.set(index, run.len, false);
+            entry.free -= run.len;
+            self.free -= run.len;
+            return Claim::Run(run);
+        }
+        Claim::Again
+    }
+
+    /// The discard of what was claimed is over.
+    ///
+    /// # Errors
+    /// `Corrupt` as for [`Self::release`].
+    pub fn unclaim(&mut self, run: Run) -> crate::error::Result<()> {
+        self.give_back(run)
+    }
+
+    fn give_back(&mut self, run: Run) -> crate::error::Result<()> {
         let (group, index) = self.geometry.locate(run.block).expect("only taken blocks come back");
         let entry = &mut self.groups[to_usize(group)];
         if let Some(bitmap) = entry.bitmap.as_mut() {
@@ -339,6 +441,57 @@ mod tests {
         load(&mut space, most + 3);
         assert!(!space.is_loaded(1), "the tables have it");
         assert_eq!(space.wrong_sums(), Vec::<String>::new());
+    }
+
+    /// Pieces are merged over releases; a unit that is in use again, or lies in part among the tables,
+    /// is left out.
+    #[test]
+    fn whole_units_that_were_freed_are_claimed() {
+        let geometry = Geometry::new(2100, 8, 1).expect("a pool");
+        let mut space = Space::new(geometry, (0..geometry.groups()).map(|g| geometry.group_len(g)));
+        space.note_freed(16);
+        space.install(0, free(PAGE_ENTRIES));
+        assert_eq!(space.claim(64), Claim::Nothing, "what was never in use");
+        let start = geometry.block_at(0, 0).get();
+        let run = |block, len| Run { block: BlockNo::new(block), len };
+        space.take_exactly(run(start, 100)).expect("free");
+        assert_eq!((start, start % 16), (16, 0), "the group begins with a unit");
+        space.release(run(16, 15)).expect("taken");
+        assert_eq!(space.claim(64), Claim::Nothing, "a block of the unit is in use");
+        space.release(run(31, 18)).expect("taken");
+        assert_eq!(space.claim(15), Claim::Nothing, "less than a unit");
+        assert_eq!(space.claim(16), Claim::Run(run(16, 16)), "no more than was asked for");
+        assert!(!space.is_free(BlockNo::new(16)), "not before it is given back");
+        assert_eq!(space.wrong_sums(), Vec::<String>::new());
+        space.unclaim(run(16, 16)).expect("claimed");
+        assert!(space.is_free(BlockNo::new(16)));
+        assert_eq!(space.claim(64), Claim::Run(run(32, 16)), "once each; half of 48 is in use");
+        space.unclaim(run(32, 16)).expect("claimed");
+        space.release(run(49, 67)).expect("taken");
+        space.take_exactly(run(70, 1)).expect("free");
+        assert_eq!(space.claim(640), Claim::Run(run(48, 16)), "71 is in use again");
+        space.unclaim(run(48, 16)).expect("claimed");
+        assert_eq!(space.claim(640), Claim::Run(run(80, 48)), "runs are merged");
+        space.unclaim(run(80, 48)).expect("claimed");
+        assert_eq!(space.claim(640), Claim::Nothing);
+        assert_eq!(space.wrong_sums(), Vec::<String>::new());
+    }
+
+    /// What is known of a group that is not loaded: what came back in one piece.
+    #[test]
+    fn a_group_is_loaded_for_what_was_freed_whole() {
+        let geometry = Geometry::new(2100, 8, 1).expect("a pool");
+        let groups = (0..geometry.groups()).map(|g| geometry.group_len(g).saturating_sub(40));
+        let mut space = Space::new(geometry, groups);
+        space.note_freed(16);
+        let run = |block, len| Run { block: BlockNo::new(block), len };
+        space.release(run(16, 8)).expect("believed");
+        space.release(run(24, 8)).expect("believed");
+        assert_eq!(space.claim(64), Claim::Nothing);
+        space.release(run(30, 24)).expect("believed");
+        assert_eq!(space.claim(64), Claim::Load(0));
+        space.install(0, free(PAGE_ENTRIES));
+        assert_eq!(space.claim(64), Claim::Run(run(32, 16)));
     }
 
     #[test]

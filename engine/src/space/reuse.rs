@@ -2,8 +2,11 @@
 //!
 //! A block whose count fell to 0 in checkpoint *n* may be allocated once
 //! 1. checkpoint *n* is durable: nothing that a crash could bring back refers to it;
-//! 2. every reader that looked the block up before *n* was published has finished;
-//! 3. its discard, if the pool discards, is done.
+//! 2. every reader that looked the block up before *n* was published has finished.
+//!
+//! It is free then, and waits for no discard. Later it may be taken out of the free blocks again
+//! to be discarded, and
+//! 3. may be allocated once that discard is over.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,13 +18,14 @@ pub struct Reuse {
     epoch: u64,
     readers: BTreeMap<u64, u64>,
     waiting: VecDeque<Batch>,
+    /// One at a time.
+    discarding: Option<Run>,
 }
 
 struct Batch {
     /// Readers of this epoch or an earlier one may still look at the blocks.
     epoch: u64,
     runs: Vec<Run>,
-    discarded: bool,
 }
 
 impl Reuse {
@@ -40,35 +44,37 @@ impl Reuse {
         }
     }
 
-    /// A checkpoint that no longer refers to `runs` is durable (1). `discard`: they must be
-    /// discarded first, which [`Self::discarded`] reports.
-    pub fn freed(&mut self, runs: Vec<Run>, discard: bool) {
+    /// A checkpoint that no longer refers to `runs` is durable (1).
+    pub fn freed(&mut self, runs: Vec<Run>) {
         if runs.is_empty() {
             return;
         }
-        self.waiting.push_back(Batch { epoch: self.epoch, runs, discarded: !discard });
+        self.waiting.push_back(Batch { epoch: self.epoch, runs });
         self.epoch += 1;
     }
 
-    /// Runs whose readers have finished and that wait for their discard.
-    #[must_use]
-    pub fn to_discard(&self) -> Option<(u64, &[Run])> {
-        let batch = self.waiting.iter().find(|b| !b.discarded)?;
-        (!self.is_read(batch.epoch)).then_some((batch.epoch, &batch.runs))
+    /// Free blocks are being discarded (3).
+    pub fn begin_discard(&mut self, run: Run) {
+        assert!(self.discarding.is_none(), "one discard at a time");
+        self.discarding = Some(run);
     }
 
-    /// The discard of the batch of `epoch` is done (3).
-    pub fn discarded(&mut self, epoch: u64) {
-        for batch in self.waiting.iter_mut().filter(|b| b.epoch == epoch) {
-            batch.discarded = true;
-        }
+    /// The discard is over, if one was under way; its blocks.
+    pub fn end_discard(&mut self) -> Option<Run> {
+        self.discarding.take()
+    }
+
+    /// The blocks that are being discarded.
+    #[must_use]
+    pub const fn discarding(&self) -> Option<Run> {
+        self.discarding
     }
 
     /// The runs that may be allocated from now on.
     pub fn reusable(&mut self) -> Vec<Run> {
         let mut runs = Vec::new();
         while let Some(batch) = self.waiting.front() {
-            if self.is_read(batch.epoch) || !batch.discarded {
+            if self.is_read(batch.epoch) {
                 break;
             }
             runs.append(&mut self.waiting.pop_front().expect("front exists").runs);
@@ -76,9 +82,9 @@ impl Reuse {
         runs
     }
 
-    /// Runs that are free on the disk and not yet reusable.
+    /// Runs that are free on the disk and may not be allocated yet, or not just now.
     pub fn waiting(&self) -> impl Iterator<Item = &Run> {
-        self.waiting.iter().flat_map(|batch| &batch.runs)
+        self.waiting.iter().flat_map(|batch| &batch.runs).chain(&self.discarding)
     }
 
     fn is_read(&self, epoch: u64) -> bool {
@@ -100,9 +106,9 @@ mod tests {
         let mut reuse = Reuse::default();
         let old = reuse.pin();
         let too = reuse.pin();
-        reuse.freed(vec![run(1)], false);
+        reuse.freed(vec![run(1)]);
         let young = reuse.pin();
-        reuse.freed(vec![run(2)], false);
+        reuse.freed(vec![run(2)]);
         assert!(reuse.reusable().is_empty(), "readers may still look at block 1");
         reuse.unpin(old);
         assert!(reuse.reusable().is_empty(), "one of them may");
@@ -113,7 +119,7 @@ mod tests {
         assert_eq!(reuse.reusable(), vec![run(2)]);
         let later = reuse.pin();
         reuse.unpin(later);
-        reuse.freed(vec![run(3)], false);
+        reuse.freed(vec![run(3)]);
         assert_eq!(reuse.reusable(), vec![run(3)], "nobody is left");
         assert_eq!(reuse.waiting().count(), 0);
     }
@@ -121,29 +127,21 @@ mod tests {
     #[test]
     fn a_reader_that_comes_later_holds_nothing_back() {
         let mut reuse = Reuse::default();
-        reuse.freed(vec![run(1)], true);
+        reuse.freed(vec![run(1)]);
         let _later = reuse.pin();
-        let epoch = reuse.to_discard().expect("nobody has looked block 1 up").0;
-        reuse.discarded(epoch);
         assert_eq!(reuse.reusable(), vec![run(1)]);
     }
 
     #[test]
-    fn discards_hold_blocks_back() {
+    fn what_is_being_discarded_waits() {
         let mut reuse = Reuse::default();
-        let reader = reuse.pin();
-        reuse.freed(vec![run(1)], true);
-        assert!(reuse.to_discard().is_none(), "not while it may be read");
-        reuse.unpin(reader);
-        reuse.freed(vec![run(2)], true);
-        let (epoch, runs) = reuse.to_discard().expect("nobody reads it any more");
-        assert_eq!(runs, [run(1)]);
-        assert!(reuse.reusable().is_empty(), "not before its discard");
-        reuse.discarded(epoch);
-        assert_eq!(reuse.reusable(), vec![run(1)], "the discard of 2 is not done");
-        let epoch = reuse.to_discard().expect("2 is left").0;
-        reuse.discarded(epoch);
-        assert_eq!(reuse.reusable(), vec![run(2)]);
-        assert!(reuse.to_discard().is_none());
+        assert_eq!(reuse.end_discard(), None);
+        reuse.begin_discard(run(1));
+        reuse.freed(vec![run(2)]);
+        assert_eq!(reuse.waiting().count(), 2);
+        assert_eq!(reuse.reusable(), vec![run(2)], "a discard holds up its own blocks alone");
+        assert_eq!(reuse.waiting().collect::<Vec<_>>(), [&run(1)]);
+        assert_eq!((reuse.discarding(), reuse.end_discard()), (Some(run(1)), Some(run(1))));
+        assert_eq!(reuse.waiting().count(), 0);
     }
 }

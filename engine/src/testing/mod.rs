@@ -12,6 +12,7 @@ pub mod campaign;
 pub mod case;
 pub mod crash;
 pub mod damage;
+pub mod discards;
 pub mod distinct;
 pub mod fuzz;
 pub mod gate;

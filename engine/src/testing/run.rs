@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::discards::DiscardJudge;
 use super::gen_ops::Op;
 use super::model::{BLOCK_SECTORS, Birth, Model, ModelVolume, fill_sector, stamps_of};
 use crate::device::ZeroFlags;
@@ -16,6 +17,9 @@ use crate::limits::CASCADE_NODES_MAX;
 use crate::map::Fanout;
 use crate::pool::{CreateVolume, FormatOptions, IoLimits, ModifyVolume, OpenOptions, Pool, Source};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, SECTOR_BYTES, VolumeId, to_u32, to_u64, to_usize};
+
+/// Blocks of a unit that is discarded in such a pool.
+pub const DISCARD_UNIT: u64 = 4;
 
 /// A pool to test on: tiny, so that splits, checkpoints, laps of the journal and full pools happen
 /// all the time.
@@ -29,7 +33,7 @@ pub struct Config {
     pub fanout: Fanout,
     /// Bytes of its cache; the least is 40 nodes.
     pub cache_bytes: u64,
-    /// Whether freed blocks are discarded.
+    /// Whether freed blocks are discarded, as the daemon does by default.
     pub discard: bool,
     /// Nodes that one checkpoint gives up for deletions.
     pub cascade_nodes: usize,
@@ -42,7 +46,7 @@ impl Default for Config {
             journal_blocks: 16,
             fanout: Fanout { leaf_max: 4, inner_max: 4 },
             cache_bytes: 1 << 20,
-            discard: false,
+            discard: true,
             cascade_nodes: CASCADE_NODES_MAX,
         }
     }
@@ -61,7 +65,7 @@ impl Config {
                 inner_max: to_usize(4 + rng.below(5)),
             },
             cache_bytes: if rng.chance(8) { 0 } else { 1 << 20 },
-            discard: rng.chance(5),
+            discard: !rng.chance(5),
             cascade_nodes: to_usize(2 + seed % 7),
         }
     }
@@ -85,7 +89,7 @@ impl Config {
         sim.image_after_cut(CutPlan::KeepNone)
     }
 
-    /// Opens the pool on `sim` with its background task.
+    /// Opens the pool on `sim` with its background tasks.
     ///
     /// # Errors
     /// The pool's.
@@ -94,13 +98,18 @@ impl Config {
             cache_bytes: self.cache_bytes,
             fanout: self.fanout,
             discard: self.discard,
+            discard_unit: DISCARD_UNIT,
             cascade_nodes: self.cascade_nodes,
         };
         // Less than the journal, so that it is sometimes the memory that is full.
         let memory = |len: usize| sim.map_ring(len / BLOCK_SIZE * 3 / 4 * BLOCK_SIZE);
-        let pool = Pool::open(sim.disk(), memory, options).await?;
+        let judge = DiscardJudge::default();
+        let pool = Pool::open(judge.before(sim.disk()), memory, options).await?;
+        judge.watch(&pool.core);
         let background = pool.clone();
         spawn_local(async move { background.run_background().await });
+        let discards = pool.clone();
+        spawn_local(async move { discards.run_discards().await });
         Ok(pool)
     }
 }
@@ -430,13 +439,15 @@ pub struct Blocks {
     pub aside: u64,
     /// Taken by the catalogue.
     pub catalogue: u64,
+    /// Free, and being discarded.
+    pub discarding: u64,
 }
 
 impl Blocks {
     /// Blocks that hold data and nodes, or wait to become free.
     #[must_use]
     pub const fn used(&self) -> u64 {
-        self.usable - self.free - self.aside - self.catalogue
+        self.usable - self.free - self.discarding - self.aside - self.catalogue
     }
 
     /// How the blocks of `pool` are used.
@@ -448,6 +459,7 @@ impl Blocks {
             free: inner.state.space.free(),
             aside: to_u64(inner.state.node_blocks.len()),
             catalogue: inner.catalogue_blocks,
+            discarding: inner.state.reuse.discarding().map_or(0, |run| run.len),
         }
     }
 }

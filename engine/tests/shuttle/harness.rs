@@ -13,7 +13,7 @@ use pando_engine::disk::sim::{Fault, Rng, SimDisk, SimImage, SimOptions};
 use pando_engine::pool::{OpenOptions, Pool};
 use pando_engine::sync::thread;
 use pando_engine::testing::crash::plans;
-use pando_engine::testing::run::{check_sound, drain, observe, perform, settle};
+use pando_engine::testing::run::{DISCARD_UNIT, check_sound, drain, observe, perform, settle};
 use pando_engine::testing::{Config, Model, Op};
 use pando_engine::units::BLOCK_SIZE;
 use parking_lot::Mutex;
@@ -70,12 +70,13 @@ impl Start {
     }
 }
 
-/// Opens the pool on `sim`, without its background task.
+/// Opens the pool on `sim`, without its background tasks.
 async fn open(config: &Config, sim: &SimDisk) -> Pool {
     let options = OpenOptions {
         cache_bytes: config.cache_bytes,
         fanout: config.fanout,
         discard: config.discard,
+        discard_unit: DISCARD_UNIT,
         ..OpenOptions::default()
     };
     let memory = |len: usize| sim.map_ring(len / BLOCK_SIZE * 3 / 4 * BLOCK_SIZE);
@@ -83,8 +84,9 @@ async fn open(config: &Config, sim: &SimDisk) -> Pool {
 }
 
 fn spawn_background(pool: &Pool) {
-    let pool = pool.clone();
-    spawn_local(async move { pool.run_background().await });
+    let (checkpoints, discards) = (pool.clone(), pool.clone());
+    spawn_local(async move { checkpoints.run_background().await });
+    spawn_local(async move { discards.run_discards().await });
 }
 
 /// A race in one schedule.
@@ -95,7 +97,7 @@ pub(crate) struct Race {
     pub(crate) rng: Rng,
     /// The power fails within so many events, in half of the schedules; 0: it never does.
     cut_within: u64,
-    /// The pool's background task runs.
+    /// The pool's background tasks run.
     background: bool,
     /// A volume with a limit of requests in a second.
     limited: Option<(&'static str, u64)>,

@@ -115,3 +115,21 @@ fn space_set_aside_is_set_aside_for_growth_too() {
     sparse.extend(1200 * BLOCK_BYTES).unwrap();
     assert!(rustix::fs::fstat(sparse.fd()).unwrap().st_blocks < 100);
 }
+
+#[test]
+fn a_file_with_its_space_set_aside_is_told_from_a_sparse_one() {
+    for (allocate, reserved) in
+        [(Allocate::Sparse, false), (Allocate::Reserve, true), (Allocate::Write, true)]
+    {
+        let (_directory, file) = new_pool(600, allocate);
+        assert_eq!(file.is_reserved().unwrap(), reserved, "{allocate:?}");
+        let path = file.path().to_owned();
+        drop(file);
+        let file = Arc::new(PoolFile::open(&path).unwrap());
+        assert_eq!(file.is_reserved().unwrap(), reserved, "{allocate:?}, opened again");
+        Executor::new(ThreadDriver::new()).block_on(async {
+            file.disk().discard(BlockNo::new(256), 256).await.unwrap();
+        });
+        assert!(!file.is_reserved().unwrap(), "{allocate:?}, with a hole");
+    }
+}

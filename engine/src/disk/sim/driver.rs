@@ -49,6 +49,10 @@ enum Progress {
 }
 
 struct Op {
+    op: FaultOp,
+    /// The blocks that it was asked for.
+    at: u64,
+    blocks: u64,
     work: Work,
     effect: Option<Effect>,
     progress: Progress,
@@ -159,17 +163,39 @@ impl State {
         }
     }
 
+    /// What is being discarded is nobody's: to write it is a race, to read it a use.
+    fn check_apart(&self, op: FaultOp, at: u64, blocks: u64) {
+        for (_, other) in &self.ops {
+            let meet = at < other.at + other.blocks && other.at < at + blocks;
+            assert!(
+                !meet || (op != FaultOp::Discard && other.op != FaultOp::Discard),
+                "{op:?} of {blocks} blocks at {at} beside {:?} of {} at {}",
+                other.op,
+                other.blocks,
+                other.at
+            );
+        }
+    }
+
     fn submit(&mut self, op: FaultOp, work: Work, at: u64, blocks: u64) -> Option<usize> {
         if self.halted || (op != FaultOp::Read && !self.event()) {
             return None;
         }
         *self.asked.entry(op).or_default() += 1;
+        self.check_apart(op, at, blocks);
         let effect = self.faults.next(op);
         if effect.is_some() {
             let to = BlockNo::new(self.place(effect, at, blocks));
             self.faults.strikes.push(Strike { op, at: BlockNo::new(at), to, blocks });
         }
-        let key = self.ops.insert(Op { work, effect, progress: Progress::InFlight(None) });
+        let key = self.ops.insert(Op {
+            op,
+            at,
+            blocks,
+            work,
+            effect,
+            progress: Progress::InFlight(None),
+        });
         match effect {
             Some(Effect::Hung) => self.hung += 1,
             Some(Effect::Slow(time)) => self.slow.push((self.timers.now() + time, key)),

@@ -59,7 +59,7 @@ pub enum FindingKind {
     Table,
     /// K17: a block is counted and nothing refers to it.
     Leak,
-    /// K18: a freed block that still waits for its readers or its discard may be allocated.
+    /// K18: a freed block that still waits for its readers, or is being discarded, may be allocated.
     Waiting,
 }
 

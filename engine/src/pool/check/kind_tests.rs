@@ -431,12 +431,12 @@ fn k7_and_k18_what_an_open_pool_would_allocate() {
         expect(&check().await, "K7", &format!("{block} is set aside for a node"));
         take(Run { block, len: 1 });
         assert_eq!(check().await.findings, []);
-        // What waits for its readers or its discard.
+        // What waits for its readers.
         {
             let mut inner = world.pool.core.lock();
             let free = inner.state.space.take(1).unwrap();
             inner.state.space.untake(free);
-            inner.state.reuse.freed(vec![free], true);
+            inner.state.reuse.freed(vec![free]);
         }
         expect(&check().await, "K18", "waits and may be allocated");
     })

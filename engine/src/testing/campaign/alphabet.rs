@@ -146,7 +146,7 @@ pub const fn config() -> Config {
         journal_blocks: 8,
         fanout: Fanout { leaf_max: 4, inner_max: 4 },
         cache_bytes: 1 << 20,
-        discard: false,
+        discard: true,
         cascade_nodes: 2,
     }
 }

@@ -150,7 +150,7 @@ fn config(rng: &mut Rng, kind: &Kind) -> Config {
         journal_blocks: 8 + rng.below(6),
         fanout: Fanout { leaf_max: 4, inner_max: 4 },
         cache_bytes: if rng.chance(8) { 0 } else { 1 << 20 },
-        discard: matches!(kind, Kind::Op(FaultOp::Discard, ..)) || rng.chance(3),
+        discard: matches!(kind, Kind::Op(FaultOp::Discard, ..)) || !rng.chance(3),
         cascade_nodes: 4,
     }
 }

@@ -55,7 +55,7 @@ const fn config(rng: &mut Rng, sort: Sort) -> Config {
             inner_max: to_usize(4 + rng.below(2)),
         },
         cache_bytes: if rng.chance(8) { 0 } else { 1 << 20 },
-        discard: rng.chance(5),
+        discard: !rng.chance(5),
         cascade_nodes: to_usize(2 + rng.below(6)),
     }
 }

@@ -21,7 +21,7 @@ use crate::format::group::{BlockType, COUNT_MASK};
 use crate::format::node::Extent;
 use crate::map::{RefChange, RefDelta};
 use crate::pool::Pool;
-use crate::space::{Bitmap, Reuse, Run, Space, TakeError};
+use crate::space::{Bitmap, Claim, Reuse, Run, Space, TakeError};
 use crate::testing::run::Config;
 use crate::units::{BlockNo, Lba, Seqno, to_u32, to_u64};
 
@@ -39,6 +39,8 @@ pub(super) const REACHES: &[&str] = &[
     "reused",
     "takes",
 ];
+/// Blocks of a unit that is discarded.
+const DISCARD_UNIT: u64 = 4;
 /// Operations of one input.
 const OPS_MAX: usize = 400;
 /// Operations on a whole pool.
@@ -84,7 +86,9 @@ struct Model {
     now: BTreeMap<BlockNo, u64>,
     durable: BTreeMap<BlockNo, u64>,
     /// Freed by a durable checkpoint and not let go of: with the readers from before.
-    freed: Vec<(Vec<Run>, BTreeSet<u64>, bool)>,
+    freed: Vec<(Vec<Run>, BTreeSet<u64>)>,
+    /// Free, and being discarded.
+    discarding: Option<Run>,
     /// Readers under way, by their own numbers, with their tokens.
     readers: BTreeMap<u64, u64>,
     next_reader: u64,
@@ -96,13 +100,15 @@ impl Model {
         self.now.contains_key(&block)
             || self.durable.contains_key(&block)
             || self.taken.iter().any(within)
-            || self.freed.iter().any(|(runs, ..)| runs.iter().any(within))
+            || self.freed.iter().any(|(runs, _)| runs.iter().any(within))
+            || self.discarding.iter().any(within)
     }
 
     /// Blocks that are not free.
     fn used(&self) -> u64 {
         let counted: BTreeSet<&BlockNo> = self.now.keys().chain(self.durable.keys()).collect();
-        let runs = self.taken.iter().chain(self.freed.iter().flat_map(|(runs, ..)| runs));
+        let freed = self.freed.iter().flat_map(|(runs, _)| runs);
+        let runs = self.taken.iter().chain(freed).chain(&self.discarding);
         to_u64(counted.len()) + runs.map(|run| run.len).sum::<u64>()
     }
 }
@@ -131,7 +137,9 @@ impl<'a> Alone<'a> {
                 |block: &&BlockNo| geometry.locate(**block).is_some_and(|(g, _)| g == group);
             geometry.group_len(group) - to_u64(model.durable.keys().filter(counted).count())
         });
-        Space::new(geometry, free)
+        let mut space = Space::new(geometry, free);
+        space.note_freed(DISCARD_UNIT);
+        space
     }
 
     /// As `Pool::load_group`: free is what has no reference in the last durable checkpoint and is
@@ -158,7 +166,7 @@ impl<'a> Alone<'a> {
             3 => self.untake(raw),
             4 => self.refer(raw),
             5 | 6 => self.give_up(raw),
-            7 => self.checkpoint(raw.more & 1 == 1),
+            7 => self.checkpoint(),
             8 => {
                 let token = self.reuse.pin();
                 self.model.readers.insert(self.model.next_reader, token);
@@ -166,7 +174,7 @@ impl<'a> Alone<'a> {
                 self.reached.note("readers");
             }
             9 => self.unpin(raw),
-            10 => self.discard(),
+            10 => self.discard(raw),
             _ => self.crash(raw),
         }
         self.recycle();
@@ -254,7 +262,7 @@ impl<'a> Alone<'a> {
     }
 
     /// A checkpoint is sealed, written and durable.
-    fn checkpoint(&mut self, discard: bool) {
+    fn checkpoint(&mut self) {
         self.space.sealed();
         let gone = |block: &&BlockNo| !self.model.now.contains_key(*block);
         let freed: Vec<BlockNo> = self.model.durable.keys().filter(gone).copied().collect();
@@ -273,9 +281,9 @@ impl<'a> Alone<'a> {
         self.model.durable = self.model.now.clone();
         if !runs.is_empty() {
             let readers = self.model.readers.keys().copied().collect();
-            self.model.freed.push((runs.clone(), readers, discard));
+            self.model.freed.push((runs.clone(), readers));
         }
-        self.reuse.freed(runs, discard);
+        self.reuse.freed(runs);
         self.reached.note("checkpoints");
     }
 
@@ -284,33 +292,53 @@ impl<'a> Alone<'a> {
         let Some((&number, &token)) = self.model.readers.iter().nth(at) else { return };
         self.model.readers.remove(&number);
         self.reuse.unpin(token);
-        for (_, readers, _) in &mut self.model.freed {
+        for (_, readers) in &mut self.model.freed {
             readers.remove(&number);
         }
     }
 
-    fn discard(&mut self) {
-        let Some((epoch, runs)) = self.reuse.to_discard() else { return };
-        let runs = runs.to_vec();
-        let batch = self.model.freed.iter_mut().find(|(known, ..)| *known == runs);
-        let (_, readers, discard) = batch.expect("what is to be discarded was freed");
-        assert!(readers.is_empty() && *discard, "{runs:?} is read while it is discarded");
-        *discard = false;
-        self.reuse.discarded(epoch);
-        self.reached.note("discards");
+    /// A discard begins, or the one under way ends.
+    fn discard(&mut self, raw: Raw) {
+        if self.reuse.discarding().is_some() {
+            return self.end_discard();
+        }
+        let most = DISCARD_UNIT + u64::from(raw.len);
+        match self.space.claim(most) {
+            Claim::Run(run) => {
+                assert!(
+                    run.len <= most && run.len.is_multiple_of(DISCARD_UNIT),
+                    "{run:?} of {most}"
+                );
+                for block in (0..run.len).map(|offset| run.block.plus(offset)) {
+                    assert!(!self.model.holds(block), "{block} is in use and discarded");
+                }
+                self.reuse.begin_discard(run);
+                self.model.discarding = Some(run);
+                self.reached.note("discards");
+            }
+            Claim::Load(group) => self.load(group),
+            Claim::Again | Claim::Nothing => {}
+        }
+    }
+
+    fn end_discard(&mut self) {
+        let over = self.reuse.end_discard();
+        assert_eq!(over, self.model.discarding.take());
+        if let Some(run) = over {
+            self.space.unclaim(run).expect("claimed once");
+        }
     }
 
     fn recycle(&mut self) {
         for run in self.reuse.reusable() {
-            let batch = self.model.freed.iter_mut().find(|(runs, ..)| runs.contains(&run));
-            let (runs, readers, discard) = batch.expect("what is let go of was freed");
+            let batch = self.model.freed.iter_mut().find(|(runs, _)| runs.contains(&run));
+            let (runs, readers) = batch.expect("what is let go of was freed");
             assert!(readers.is_empty(), "{run:?} is let go of while it is read");
-            assert!(!*discard, "{run:?} is let go of before its discard");
             runs.retain(|known| *known != run);
             self.space.release(run).expect("freed once");
             self.reached.add("reused", run.len);
         }
-        self.model.freed.retain(|(runs, ..)| !runs.is_empty());
+        self.model.freed.retain(|(runs, _)| !runs.is_empty());
     }
 
     /// The process ends. What was recorded since the checkpoint is replayed, or it is not.
@@ -318,6 +346,7 @@ impl<'a> Alone<'a> {
         let replayed = raw.more & 1 == 1;
         self.model.taken.clear();
         self.model.freed.clear();
+        self.model.discarding = None;
         self.model.readers.clear();
         // Made and given up since the checkpoint.
         let unseen = |(block, count): (&BlockNo, &u64)| (*count == 0).then_some(*block);
@@ -360,11 +389,9 @@ impl<'a> Alone<'a> {
         for block in std::mem::take(&mut self.model.now).into_keys() {
             self.model.durable.entry(block).or_insert(0);
         }
-        self.checkpoint(true);
-        while self.reuse.to_discard().is_some() {
-            self.discard();
-        }
+        self.checkpoint();
         self.recycle();
+        self.end_discard();
         (0..to_u32(self.geometry.groups())).for_each(|group| self.load(group));
         assert_eq!(self.space.free(), self.geometry.usable_blocks(), "blocks did not come back");
     }
