@@ -193,7 +193,11 @@ fn impossible_requests_are_refused_by_name() {
         (size("1000"), "invalid", "not a multiple of 512"),
         (size("0"), "invalid", "between 4 KiB and 64 TiB"),
         (size("65TiB"), "invalid", "between 4 KiB and 64 TiB"),
-        (words("clone db small --size 4MiB"), "invalid", "less than the 8388608 bytes"),
+        (
+            words("clone db small --size 4MiB"),
+            "invalid",
+            "4 MiB are less than the 8 MiB of its source",
+        ),
         (words("clone nothing x"), "not_found", "nothing"),
         (words("snapshot nothing x"), "not_found", "nothing"),
         (words("volume show nothing"), "not_found", "nothing"),

@@ -6,7 +6,7 @@
 use crate::disk::{Buf, LocalFuture};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::REQUEST_BYTES_MAX;
-use crate::units::SECTOR_BYTES;
+use crate::units::{SECTOR_BYTES, Size};
 
 /// A run of a volume that is mapped (holds data) or not (reads as zeros).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,8 @@ pub fn check_range(size: u64, offset: u64, len: u64) -> Result<u64> {
     match offset.checked_add(len) {
         Some(end) if end <= size => Ok(end),
         _ => Err(Error::invalid(format!(
-            "range of {len} bytes at {offset} is beyond the end of the device ({size} bytes)"
+            "range of {len} bytes at {offset} is beyond the end of the device ({})",
+            Size(size)
         ))),
     }
 }

@@ -121,6 +121,35 @@ pub const fn blocks_for(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK_BYTES)
 }
 
+/// Bytes for people: exact. The unit is the largest that needs neither a fraction nor more than four
+/// digits; where none does, the bytes follow a rounded number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(u64, &str); 5] = [
+            (1 << 50, "PiB"),
+            (1 << 40, "TiB"),
+            (1 << 30, "GiB"),
+            (1 << 20, "MiB"),
+            (1 << 10, "KiB"),
+        ];
+        let bytes = self.0;
+        let mut fitting = UNITS.iter().filter(|(unit, _)| bytes >= *unit);
+        let exact =
+            |(unit, _): &&(u64, &str)| bytes.is_multiple_of(*unit) && bytes / *unit < 10_000;
+        match (fitting.clone().find(exact), fitting.next()) {
+            (Some((unit, name)), _) => write!(f, "{} {name}", bytes / unit),
+            (None, Some((unit, name))) => {
+                let (whole, tenth) = (bytes / unit, bytes % unit / unit.div_ceil(10));
+                write!(f, "{whole}.{tenth} {name} ({bytes} bytes)")
+            }
+            (None, None) => write!(f, "{bytes} bytes"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +160,23 @@ mod tests {
         assert_eq!(blocks_for(1), 1);
         assert_eq!(blocks_for(BLOCK_BYTES), 1);
         assert_eq!(blocks_for(BLOCK_BYTES + 1), 2);
+    }
+
+    #[test]
+    fn sizes_are_exact() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (1000, "1000 bytes"),
+            (4096, "4 KiB"),
+            (3 << 29, "1536 MiB"),
+            (64 << 40, "64 TiB"),
+            (10_000_000_000, "9.3 GiB (10000000000 bytes)"),
+            ((8 << 30) + 512, "8.0 GiB (8589935104 bytes)"),
+            ((2 << 30) - 1, "1.9 GiB (2147483647 bytes)"),
+            (u64::MAX, "16383.9 PiB (18446744073709551615 bytes)"),
+        ] {
+            assert_eq!(Size(bytes).to_string(), text);
+        }
     }
 
     #[test]

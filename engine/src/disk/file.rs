@@ -21,7 +21,7 @@ use super::{Buf, Disk, RingMemory, reactor};
 use crate::error::{Error, ErrorKind, Result};
 
 use crate::limits::POOL_BYTES_MAX;
-use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
+use crate::units::{BLOCK_BYTES, BlockNo, Size, to_u64};
 
 /// `BLKGETSIZE64`: _IOR(0x12, 114, size_t).
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
@@ -65,9 +65,11 @@ impl PoolFile {
         if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES) || size_bytes > POOL_BYTES_MAX
         {
             return Err(Error::invalid(format!(
-                "pool file {}: size {size_bytes} must be a multiple of {BLOCK_BYTES} of at most \
-                 {POOL_BYTES_MAX} bytes",
-                path.display()
+                "pool file {}: {} is not a multiple of {} from there to {}",
+                path.display(),
+                Size(size_bytes),
+                Size(BLOCK_BYTES),
+                Size(POOL_BYTES_MAX)
             )));
         }
         let flags = OFlags::CREATE | OFlags::EXCL;
@@ -81,7 +83,7 @@ impl PoolFile {
         if let Err(e) = filled {
             // Ours, and made just now: half a pool file helps nobody.
             let _ignored = rustix::fs::unlink(path);
-            return Err(Error::io(format!("creation of {file} with {size_bytes} bytes"), e));
+            return Err(Error::io(format!("creation of {file} with {}", Size(size_bytes)), e));
         }
         file.len_bytes.store(size_bytes, Ordering::Release);
         Ok(file)
@@ -229,7 +231,9 @@ impl PoolFile {
         let size = self.measure().map_err(fail)?;
         if size < len_bytes && self.block_device {
             return Err(Error::invalid(format!(
-                "{self} has {size} bytes, not {len_bytes}: grow the device first"
+                "{self} has {}, not {}: grow the device first",
+                Size(size),
+                Size(len_bytes)
             )));
         }
         if size < len_bytes {

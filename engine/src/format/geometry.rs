@@ -10,7 +10,8 @@
 //! ```
 
 use crate::error::{Error, Result};
-use crate::units::{BlockNo, to_u32};
+use crate::limits::POOL_BYTES_MAX;
+use crate::units::{BLOCK_BYTES, BlockNo, Size, to_u32};
 
 /// Counts, or checksums, in one table page.
 pub const PAGE_ENTRIES: u64 = 1020;
@@ -45,6 +46,10 @@ pub struct PageId {
     pub page: u32,
 }
 
+fn size(blocks: u64) -> Size {
+    Size(blocks.saturating_mul(BLOCK_BYTES))
+}
+
 /// The places in a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
@@ -60,21 +65,33 @@ impl Geometry {
     /// Checks the numbers against each other.
     ///
     /// # Errors
-    /// `Invalid`, saying which number is out of bounds.
+    /// `Invalid`, naming the number and its bounds.
     pub fn new(pool_blocks: u64, journal_blocks: u64, group_pages: u64) -> Result<Self> {
         let geometry = Self { pool_blocks, journal_blocks, group_pages };
         if !(1..=GROUP_PAGES_MAX).contains(&group_pages) {
             return Err(Error::invalid(format!("{group_pages} table pages in a group")));
         }
         if !(JOURNAL_BLOCKS_MIN..=JOURNAL_BLOCKS_MAX).contains(&journal_blocks) {
-            return Err(Error::invalid(format!("a journal of {journal_blocks} blocks")));
+            return Err(Error::invalid(format!(
+                "a journal of {}: it has {} to {}",
+                size(journal_blocks),
+                size(JOURNAL_BLOCKS_MIN),
+                size(JOURNAL_BLOCKS_MAX)
+            )));
         }
-        if pool_blocks > crate::limits::POOL_BYTES_MAX / crate::units::BLOCK_BYTES {
-            return Err(Error::invalid(format!("a pool of {pool_blocks} blocks is too large")));
+        if pool_blocks > POOL_BYTES_MAX / BLOCK_BYTES {
+            return Err(Error::invalid(format!(
+                "a pool of {} is too large: the largest has {}",
+                size(pool_blocks),
+                Size(POOL_BYTES_MAX)
+            )));
         }
         if geometry.usable_blocks() < USABLE_BLOCKS_MIN {
+            let places = SUPER_SLOTS + geometry.first_group() + geometry.tables_blocks();
             return Err(Error::invalid(format!(
-                "a pool of {pool_blocks} blocks with a journal of {journal_blocks} is too small"
+                "too small: a pool with a journal of {} has at least {}",
+                size(journal_blocks),
+                size(places + USABLE_BLOCKS_MIN)
             )));
         }
         Ok(geometry)
@@ -243,6 +260,12 @@ mod tests {
         assert!(Geometry::new(1 << 20, JOURNAL_BLOCKS_MAX + 1, 1).is_err());
         assert!(Geometry::new(1 << 20, 8, 0).is_err());
         assert!(Geometry::new(1 << 20, 8, GROUP_PAGES_MAX + 1).is_err());
+        let error = Geometry::new(20, 8, 1).unwrap_err().to_string();
+        assert!(error.ends_with("a pool with a journal of 32 KiB has at least 328 KiB"), "{error}");
+        let smallest = 328 * 1024 / BLOCK_BYTES;
+        assert!(
+            Geometry::new(smallest, 8, 1).is_ok() && Geometry::new(smallest - 1, 8, 1).is_err()
+        );
         let two = Geometry::new(3000, 8, 1).unwrap();
         let last = two.block_at(0, 1019);
         assert!(two.holds_run(last, 1) && !two.holds_run(last, 2), "not over its group's end");

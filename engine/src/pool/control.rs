@@ -19,7 +19,7 @@ use crate::format::geometry::Geometry;
 use crate::format::record::{NewProperties, NewVolume, Record};
 use crate::limits::LIST_PAGE_MAX;
 use crate::state::{Volume, check_name, is_temporary};
-use crate::units::{BLOCK_BYTES, Lba, Seqno, VolumeId, blocks_for, to_u64};
+use crate::units::{BLOCK_BYTES, Lba, Seqno, Size, VolumeId, blocks_for, to_u64};
 use crate::volume;
 
 fn info(volume: &Volume) -> VolumeInfo {
@@ -151,10 +151,10 @@ impl Inner {
         let taken = self.growth_reserve() + self.state.reserved_blocks();
         if more > 0 && taken.saturating_add(more) > free {
             let what = format!(
-                "volume {name}: its reservation needs {} bytes more, {} are left; lower it, delete \
+                "volume {name}: its reservation needs {} more, {} are left; lower it, delete \
                  volumes or snapshots, or grow the pool",
-                more.saturating_mul(BLOCK_BYTES),
-                free.saturating_sub(taken) * BLOCK_BYTES
+                Size(more.saturating_mul(BLOCK_BYTES)),
+                Size(free.saturating_sub(taken) * BLOCK_BYTES)
             );
             return Err(Error::new(ErrorKind::NoSpace, what));
         }
@@ -384,8 +384,9 @@ impl Pool {
         let geometry = self.core.lock().state.geometry;
         if blocks < geometry.pool_blocks {
             return Err(Error::invalid(format!(
-                "the pool has {} bytes and cannot shrink to {new_size_bytes}",
-                geometry.pool_blocks * BLOCK_BYTES
+                "the pool has {} and cannot shrink to {}",
+                Size(geometry.pool_blocks * BLOCK_BYTES),
+                Size(new_size_bytes)
             )));
         }
         Geometry::new(blocks, geometry.journal_blocks, geometry.group_pages)?;

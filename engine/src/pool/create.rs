@@ -15,7 +15,9 @@ use crate::format::superblock::{MAGIC, Superblock};
 use crate::journal::Journal;
 use crate::map::NodeCache;
 use crate::state::State;
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, Generation, Seqno, to_u32, to_u64, to_usize};
+use crate::units::{
+    BLOCK_BYTES, BLOCK_SIZE, BlockNo, Generation, Seqno, Size, to_u32, to_u64, to_usize,
+};
 
 /// Blocks at either end that are looked at for somebody's data.
 const LOOKED_AT: u64 = 32;
@@ -33,6 +35,24 @@ pub struct FormatOptions {
     pub force: bool,
     /// Identity of the pool.
     pub uuid: [u8; 16],
+}
+
+impl FormatOptions {
+    /// Checks the sizes, before there is a file for the pool.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the size and its bounds.
+    pub fn check(&self) -> Result<()> {
+        self.geometry().map(|_| ())
+    }
+
+    fn geometry(&self) -> Result<Geometry> {
+        let pool_blocks = self.size_bytes / BLOCK_BYTES;
+        let journal_blocks = self
+            .journal_bytes
+            .map_or_else(|| Geometry::default_journal_blocks(pool_blocks), |b| b / BLOCK_BYTES);
+        Geometry::new(pool_blocks, journal_blocks, Geometry::default_group_pages(pool_blocks))
+    }
 }
 
 /// Marks that filesystems, partition tables and others leave, as (offset, bytes, name).
@@ -57,19 +77,15 @@ impl Pool {
     /// `Exists` when somebody's data is there and `force` is not set; `Invalid` for a size that
     /// makes no pool; the device's.
     pub async fn format(disk: &Rc<dyn Disk>, options: &FormatOptions) -> Result<()> {
-        let pool_blocks = options.size_bytes / BLOCK_BYTES;
         if options.size_bytes > disk.len_bytes() {
             return Err(Error::invalid(format!(
-                "a pool of {} bytes does not fit into {} bytes",
-                options.size_bytes,
-                disk.len_bytes()
+                "a pool of {} does not fit into {}",
+                Size(options.size_bytes),
+                Size(disk.len_bytes())
             )));
         }
-        let journal_blocks = options
-            .journal_bytes
-            .map_or_else(|| Geometry::default_journal_blocks(pool_blocks), |b| b / BLOCK_BYTES);
-        let pages = Geometry::default_group_pages(pool_blocks);
-        let geometry = Geometry::new(pool_blocks, journal_blocks, pages)?;
+        let geometry = options.geometry()?;
+        let Geometry { pool_blocks, journal_blocks, .. } = geometry;
         if !options.force {
             refuse_used(disk, pool_blocks).await?;
         }

@@ -13,7 +13,7 @@ use crate::format::record::{MapRun, NewProperties, NewVolume, Record};
 use crate::limits;
 use crate::map::{self, Claims, EditContext, FreshNodes, Missing, RefChange, RefDelta};
 use crate::space::{Run, Space};
-use crate::units::{BlockNo, Lba, Seqno, VolumeId, to_u64};
+use crate::units::{BlockNo, Lba, Seqno, Size, VolumeId, to_u64};
 
 /// Blocks for nodes that the pool likes to have at hand: 2 MiB.
 pub const NODE_RESERVE: usize = 512;
@@ -163,8 +163,11 @@ impl State {
                 let source = self.known(source)?;
                 if new.size_bytes < source.entry.size_bytes {
                     return Err(Error::invalid(format!(
-                        "volume {}: {} bytes are less than the {} bytes of its source {}",
-                        new.name, new.size_bytes, source.entry.size_bytes, source.entry.name
+                        "volume {}: {} are less than the {} of its source {}",
+                        new.name,
+                        Size(new.size_bytes),
+                        Size(source.entry.size_bytes),
+                        source.entry.name
                     )));
                 }
             }
@@ -178,9 +181,11 @@ impl State {
             return Err(Error::new(
                 ErrorKind::Limit,
                 format!(
-                    "the names and labels of all volumes take {} bytes, there is no room for {more} \
-                     more; delete volumes or labels",
-                    self.entries_bytes
+                    "the names and labels of all volumes take {}, there is no room for {} more of \
+                     {}; delete volumes or labels",
+                    Size(self.entries_bytes),
+                    Size(more),
+                    Size(limits::VOLUME_ENTRIES_BYTES_MAX)
                 ),
             ));
         }
@@ -199,7 +204,11 @@ impl State {
             self.check_entries_bytes(more)?;
         }
         if new.size_bytes < volume.entry.size_bytes {
-            return Err(Error::invalid(format!("volume {name}: a volume cannot shrink")));
+            return Err(Error::invalid(format!(
+                "volume {name}: it has {} and cannot shrink to {}",
+                Size(volume.entry.size_bytes),
+                Size(new.size_bytes)
+            )));
         }
         if volume.entry.snapshot && new.size_bytes != volume.entry.size_bytes {
             return Err(Error::new(

@@ -207,7 +207,7 @@ fn what_cannot_be_made_is_refused() {
             ),
             ("labels", one(NewVolume { labels, ..new(3, "w", None) })),
             (
-                "larger than any pool",
+                "larger than the largest pool",
                 one(NewVolume { reservation_blocks: 1 << 40, ..new(3, "w", None) }),
             ),
             ("the name is taken", one(new(3, "v", None))),
@@ -278,7 +278,7 @@ fn what_cannot_be_changed_is_refused() {
                 record(NewProperties { labels: vec![(String::new(), "x".into())], ..change(1) }),
             ),
             (
-                "larger than any pool",
+                "larger than the largest pool",
                 record(NewProperties { reservation_blocks: 1 << 40, ..change(1) }),
             ),
         ],

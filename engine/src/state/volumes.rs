@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::VolumeEntry;
 use crate::limits;
 use crate::map::Fanout;
-use crate::units::{BLOCK_BYTES, Lba, SECTOR_BYTES, VolumeId, blocks_for};
+use crate::units::{BLOCK_BYTES, Lba, SECTOR_BYTES, Size, VolumeId, blocks_for};
 
 /// Blocks of the largest pool.
 const POOL_BLOCKS_MAX: u64 = limits::POOL_BYTES_MAX / BLOCK_BYTES;
@@ -185,12 +185,16 @@ pub fn check_name(name: &str) -> Result<()> {
 pub(super) fn check_size(name: &str, size_bytes: u64) -> Result<()> {
     if !size_bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(Error::invalid(format!(
-            "volume {name}: size {size_bytes} is not a multiple of {SECTOR_BYTES} bytes"
+            "volume {name}: size {} is not a multiple of {SECTOR_BYTES} bytes",
+            Size(size_bytes)
         )));
     }
     if !(limits::VOLUME_BYTES_MIN..=limits::VOLUME_BYTES_MAX).contains(&size_bytes) {
         return Err(Error::invalid(format!(
-            "volume {name}: size {size_bytes} is not between 4 KiB and 64 TiB"
+            "volume {name}: size {} is not between {} and {}",
+            Size(size_bytes),
+            Size(limits::VOLUME_BYTES_MIN),
+            Size(limits::VOLUME_BYTES_MAX)
         )));
     }
     Ok(())
@@ -224,7 +228,11 @@ pub(super) fn check_reservation(name: &str, blocks: u64) -> Result<()> {
     if blocks > POOL_BLOCKS_MAX {
         return Err(Error::new(
             ErrorKind::Limit,
-            format!("volume {name}: a reservation of {blocks} blocks is larger than any pool"),
+            format!(
+                "volume {name}: a reservation of {} is larger than the largest pool, {}",
+                Size(blocks.saturating_mul(BLOCK_BYTES)),
+                Size(limits::POOL_BYTES_MAX)
+            ),
         ));
     }
     Ok(())

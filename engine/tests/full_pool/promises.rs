@@ -54,13 +54,13 @@ fn what_a_copy_keeps_is_promised_to_its_source_again() {
             assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
             // 100 blocks, and 34 nodes of a map of 4096.
             assert!(
-                error.to_string().contains("volume a: its reservation needs 548864"),
+                error.to_string().contains("volume a: its reservation needs 536 KiB"),
                 "{error}"
             );
         }
         let clone = CreateVolume { reservation_bytes: 50 * 4096, ..taken_of("c", greedy, false) };
         let error = pool.create(clone).await.unwrap_err().to_string();
-        assert!(error.contains("volume c: its reservation needs 344064"), "84 blocks: {error}");
+        assert!(error.contains("volume c: its reservation needs 336 KiB"), "84 blocks: {error}");
         assert_eq!(pool.status().volumes + pool.status().snapshots, 2, "all or none");
         pool.create(taken_of("s", greedy, true)).await.expect("nothing was promised to it");
         assert!(fill(&pool, greedy, got).await < 60, "its snapshot keeps them");
