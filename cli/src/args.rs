@@ -92,7 +92,7 @@ pub(crate) enum PoolCommand {
         #[arg(long, value_parser = parse_size, value_name = "SIZE")]
         rate: Option<u64>,
     },
-    /// Print the structures of the pool as text
+    /// Print the structures of the pool, for reports of bugs
     Dump {
         /// Dump this pool without the daemon, which must not be running on it
         #[arg(long, value_name = "PATH")]

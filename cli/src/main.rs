@@ -75,11 +75,15 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Pool(PoolCommand::Scrub { rate }) => {
             pool::scrub(connect().await?, output, rate).await
         }
-        Command::Pool(PoolCommand::Dump { offline: None }) => pool::dump(connect().await?).await,
+        Command::Pool(PoolCommand::Dump { offline: None }) => {
+            pool::dump(connect().await?, output).await
+        }
         Command::Pool(PoolCommand::Create(args)) => offline::create(output, args).await,
         Command::Pool(PoolCommand::Check { offline: Some(path) }) => {
             offline::check(&path, output).await
         }
-        Command::Pool(PoolCommand::Dump { offline: Some(path) }) => offline::dump(&path).await,
+        Command::Pool(PoolCommand::Dump { offline: Some(path) }) => {
+            offline::dump(&path, output).await
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pando_engine::disk::{Allocate, Disk, PoolFile};
 use pando_engine::error;
-use pando_engine::pool::{FormatOptions, Pool, check_offline, dump_offline};
+use pando_engine::pool::{DumpForm, FormatOptions, Pool, check_offline, dump_offline};
 use pando_engine::shard::{Shard, ShardHandle};
 use pando_engine::units::BLOCK_BYTES;
 use uuid::Uuid;
@@ -121,12 +121,12 @@ where
 
 /// Checks the pool at `path`.
 pub(crate) async fn check(path: &Path, output: Output) -> Result<()> {
-    let bar = table::progress(Some(0));
+    let bar = table::steps();
     let shown = bar.clone();
     let report = look(path, async move |disk: &Rc<dyn Disk>| {
         let progress = |done, total| {
-            shown.set_length(total * BLOCK_BYTES);
-            shown.set_position(done * BLOCK_BYTES);
+            shown.set_length(total);
+            shown.set_position(done);
         };
         check_offline(disk, &progress).await
     });
@@ -136,10 +136,14 @@ pub(crate) async fn check(path: &Path, output: Output) -> Result<()> {
 }
 
 /// Prints the structures of the pool at `path`.
-pub(crate) async fn dump(path: &Path) -> Result<()> {
-    look(path, async |disk: &Rc<dyn Disk>| {
+pub(crate) async fn dump(path: &Path, output: Output) -> Result<()> {
+    let form = match output {
+        Output::Table => DumpForm::Text,
+        Output::Json => DumpForm::Json,
+    };
+    look(path, async move |disk: &Rc<dyn Disk>| {
         let mut out = std::io::BufWriter::new(std::io::stdout());
-        dump_offline(disk, &mut out).await
+        dump_offline(disk, form, &mut out).await
     })
     .await
 }

@@ -1,10 +1,9 @@
 //! The commands on the pool.
 
-use indicatif::ProgressBar;
 use pando_engine::units::{BLOCK_BYTES, to_u64};
 use pando_proto::v1::{
     PoolCheckRequest, PoolDumpRequest, PoolGrowRequest, PoolScrubRequest, PoolStatusRequest,
-    Progress, pool_check_response, pool_scrub_response,
+    pool_check_response, pool_scrub_response,
 };
 
 use crate::args::Output;
@@ -29,12 +28,15 @@ pub(crate) async fn grow(mut client: Client, output: Output, size: Option<u64>) 
 /// Checks the pool that the daemon has open.
 pub(crate) async fn check(mut client: Client, output: Output) -> Result<()> {
     let mut events = client.pool_check(PoolCheckRequest {}).await?.into_inner();
-    let bar = table::progress(Some(0));
+    let bar = table::steps();
     let mut check = Check::default();
     let mut complete = false;
     while let Some(answer) = events.message().await? {
         match answer.event {
-            Some(pool_check_response::Event::Progress(progress)) => show(&bar, progress),
+            Some(pool_check_response::Event::Progress(progress)) => {
+                bar.set_length(progress.total);
+                bar.set_position(progress.done);
+            }
             Some(pool_check_response::Event::Finding(finding)) => check.findings.push(Finding {
                 code: finding.code,
                 kind: finding.kind,
@@ -85,7 +87,10 @@ pub(crate) async fn scrub(mut client: Client, output: Output, rate: Option<u64>)
     let mut complete = false;
     while let Some(answer) = events.message().await? {
         match answer.event {
-            Some(pool_scrub_response::Event::Progress(progress)) => show(&bar, progress),
+            Some(pool_scrub_response::Event::Progress(progress)) => {
+                bar.set_length(progress.total * BLOCK_BYTES);
+                bar.set_position(progress.done * BLOCK_BYTES);
+            }
             Some(pool_scrub_response::Event::Error(error)) => {
                 scrub.errors.push(ScrubError { block: error.block, what: error.what });
             }
@@ -107,7 +112,7 @@ pub(crate) async fn scrub(mut client: Client, output: Output, rate: Option<u64>)
             .map(|error| format!("block {}: {}\n", error.block, error.what))
             .collect();
         let size = table::size(scrub.blocks * BLOCK_BYTES);
-        format!("{errors}{size} verified, {} blocks wrong", scrub.errors.len())
+        format!("{errors}{size} in use verified, {} blocks wrong", scrub.errors.len())
     })?;
     match scrub.errors.len() {
         0 => Ok(()),
@@ -119,18 +124,14 @@ pub(crate) async fn scrub(mut client: Client, output: Output, rate: Option<u64>)
 }
 
 /// Prints the structures of the pool that the daemon has open.
-pub(crate) async fn dump(mut client: Client) -> Result<()> {
-    let mut pieces = client.pool_dump(PoolDumpRequest {}).await?.into_inner();
+pub(crate) async fn dump(mut client: Client, output: Output) -> Result<()> {
+    let request = PoolDumpRequest { json: output == Output::Json };
+    let mut pieces = client.pool_dump(request).await?.into_inner();
     let mut text = String::new();
     while let Some(piece) = pieces.message().await? {
         text.push_str(&piece.text);
     }
     table::print_text(&text)
-}
-
-fn show(bar: &ProgressBar, progress: Progress) {
-    bar.set_length(progress.total * BLOCK_BYTES);
-    bar.set_position(progress.done * BLOCK_BYTES);
 }
 
 fn ended_early(what: &str) -> Error {

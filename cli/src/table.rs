@@ -246,15 +246,24 @@ fn time(seconds: u64) -> String {
 
 /// A bar on stderr if that is a terminal, else nothing. `total` None: a counter without an end.
 pub(crate) fn progress(total: Option<u64>) -> ProgressBar {
-    let target = if io::stderr().is_terminal() {
-        ProgressDrawTarget::stderr()
-    } else {
-        ProgressDrawTarget::hidden()
-    };
     let template = if total.is_some() {
         "{bar:32} {percent:>3} %  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta}"
     } else {
         "{spinner} {binary_bytes}  {binary_bytes_per_sec}"
+    };
+    bar(total, template)
+}
+
+/// The same for work that is not measured in bytes.
+pub(crate) fn steps() -> ProgressBar {
+    bar(Some(0), "{bar:32} {percent:>3} %  {eta}")
+}
+
+fn bar(total: Option<u64>, template: &str) -> ProgressBar {
+    let target = if io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
     };
     let style = ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())

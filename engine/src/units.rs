@@ -38,7 +38,7 @@ macro_rules! quantity {
     ($(#[$doc:meta])* $name:ident($int:ty), $unit:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[derive(bincode::Encode, bincode::Decode)]
+        #[derive(bincode::Encode, bincode::Decode, serde::Serialize)]
         pub struct $name($int);
 
         impl $name {

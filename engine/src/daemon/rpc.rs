@@ -27,7 +27,7 @@ use crate::daemon::exports::Exports;
 use crate::daemon::{content, convert, stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{GROUP_MAX, LIST_PAGE_MAX};
-use crate::pool::{Pool, Source, VolumeInfo};
+use crate::pool::{DumpForm, Pool, Source, VolumeInfo};
 use crate::units::{VolumeId, to_usize};
 
 /// Volumes that one step of a list looks at, at least: a filter may let few of them pass.
@@ -139,8 +139,9 @@ impl Pando for Service {
         Ok(Response::new(stream::scrub(Arc::clone(&self.engine), rate_bytes)))
     }
 
-    async fn pool_dump(&self, _request: Request<PoolDumpRequest>) -> Answer<Self::PoolDumpStream> {
-        Ok(Response::new(stream::dump(Arc::clone(&self.engine))))
+    async fn pool_dump(&self, request: Request<PoolDumpRequest>) -> Answer<Self::PoolDumpStream> {
+        let form = if request.into_inner().json { DumpForm::Json } else { DumpForm::Text };
+        Ok(Response::new(stream::dump(Arc::clone(&self.engine), form)))
     }
 
     async fn create_volume(

@@ -20,7 +20,7 @@ use tonic::Status;
 use crate::daemon::engine::Engine;
 use crate::daemon::rpc::Answers;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::{ChangedRun, CheckReport, ScrubStep};
+use crate::pool::{ChangedRun, CheckReport, DumpForm, ScrubStep};
 use crate::units::{BLOCK_BYTES, VolumeId, to_u64};
 
 /// Messages between a task and its client.
@@ -106,7 +106,8 @@ pub(super) fn scrub(engine: Arc<Engine>, rate_bytes: u64) -> Answers<PoolScrubRe
             Ok(pool.status())
         });
         let status = begin.await?;
-        let total = status.size_bytes / BLOCK_BYTES;
+        let used = status.usable_bytes.saturating_sub(status.free_bytes + status.pending_bytes);
+        let mut total = used / BLOCK_BYTES;
         let (mut next, mut blocks, mut errors) = (Some(0), 0, 0);
         let mut due = Instant::now();
         while let Some(from) = next {
@@ -119,7 +120,9 @@ pub(super) fn scrub(engine: Arc<Engine>, rate_bytes: u64) -> Answers<PoolScrubRe
                 let error = ScrubError { block: error.block, what: error.what };
                 send(&out, message(Event::Error(error))).await;
             }
-            let progress = Progress { done: next_block.unwrap_or(total), total };
+            // Blocks come into use and are freed meanwhile.
+            total = if next_block.is_some() { total.max(blocks) } else { blocks };
+            let progress = Progress { done: blocks, total };
             if !send(&out, message(Event::Progress(progress))).await {
                 return Ok(());
             }
@@ -141,12 +144,12 @@ fn time_for(bytes: u64, rate: u64) -> Duration {
     Duration::from_micros(bytes.saturating_mul(1_000_000) / rate.max(1))
 }
 
-/// The structures of the pool as text.
-pub(super) fn dump(engine: Arc<Engine>) -> Answers<PoolDumpResponse> {
+/// The structures of the pool.
+pub(super) fn dump(engine: Arc<Engine>, form: DumpForm) -> Answers<PoolDumpResponse> {
     answers(move |out| async move {
-        let text = engine.control(|pool| async move {
+        let text = engine.control(move |pool| async move {
             let mut text = Bounded(Vec::new());
-            pool.dump(&mut text).await?;
+            pool.dump(form, &mut text).await?;
             Ok(text.0)
         });
         let text = String::from_utf8(text.await?)

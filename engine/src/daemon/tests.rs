@@ -334,14 +334,21 @@ async fn a_sound_pool_is_found_sound() {
 
     // The rate of a scrub is a bound on reading; this little is read at once.
     let mut events = client.pool_scrub(PoolScrubRequest { rate_bytes: MIB }).await.unwrap();
-    let mut last = None;
+    let (mut last, mut shown) = (None, Vec::new());
     while let Some(answer) = events.get_mut().message().await.unwrap() {
+        if let Some(scrub::Event::Progress(progress)) = &answer.event {
+            shown.push((progress.done, progress.total));
+        }
         last = answer.event;
     }
     let Some(scrub::Event::Summary(summary)) = last else { panic!("no summary: {last:?}") };
     assert!(summary.blocks >= 16 && summary.errors == 0, "{summary:?}");
+    // What is verified, of what is in use: not of the pool.
+    assert_eq!(shown.last(), Some(&(summary.blocks, summary.blocks)), "{shown:?}");
+    let near = summary.blocks..=summary.blocks + 8;
+    assert!(shown.iter().all(|(done, all)| done <= all && near.contains(all)), "{shown:?}");
 
-    let mut pieces = client.pool_dump(PoolDumpRequest {}).await.unwrap().into_inner();
+    let mut pieces = client.pool_dump(PoolDumpRequest::default()).await.unwrap().into_inner();
     let mut text = String::new();
     while let Some(piece) = pieces.message().await.unwrap() {
         text.push_str(&piece.text);

@@ -2,6 +2,7 @@
 //! where each group's header is. It is encoded whole and cut into a chain of blocks.
 
 use bincode::{Decode, Encode};
+use serde::{Serialize, Serializer};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -13,7 +14,7 @@ use crate::limits::CATALOGUE_BYTES_MAX;
 use crate::units::{BLOCK_SIZE, BlockNo, Generation, Seqno, VolumeId, to_u32, to_u64, to_usize};
 
 /// How fast a volume may be read and written, both together; 0 is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize)]
 pub struct IoLimits {
     /// Requests in a second.
     pub iops: u64,
@@ -22,7 +23,7 @@ pub struct IoLimits {
 }
 
 /// A volume or snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
 pub struct VolumeEntry {
     /// Identity.
     pub id: VolumeId,
@@ -43,6 +44,7 @@ pub struct VolumeEntry {
     /// How fast it may be read and written.
     pub io_limits: IoLimits,
     /// Labels in order of their keys.
+    #[serde(serialize_with = "labels_as_map")]
     pub labels: Vec<(String, String)>,
     /// Seconds since the epoch.
     pub created_at: u64,
@@ -56,6 +58,14 @@ pub struct VolumeEntry {
     /// At most so many blocks of its source were first shared with it, and count against the growth
     /// limit of the source while both live.
     pub frozen_blocks: u64,
+}
+
+/// Serializes labels as people read them.
+pub(super) fn labels_as_map<S: Serializer>(
+    labels: &[(String, String)],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_map(labels.iter().map(|(key, value)| (key, value)))
 }
 
 /// Bytes of the encoded entry of a volume with this name and these labels, at most. (Fixed-width
@@ -77,7 +87,7 @@ pub const fn catalogue_bytes(entries: u64, drops: u64, groups: u64) -> u64 {
 }
 
 /// A group, as of a checkpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize)]
 pub struct GroupEntry {
     /// Checkpoint that wrote the header last; 0: never.
     pub generation: Generation,
@@ -102,7 +112,7 @@ pub struct Catalogue {
 }
 
 /// A reference to a node that is to be given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
 pub struct NodeDrop {
     /// Block of the node.
     pub block: BlockNo,

@@ -51,7 +51,7 @@ fn size(blocks: u64) -> Size {
 }
 
 /// The places in a pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Geometry {
     /// Blocks of the pool, superblocks included.
     pub pool_blocks: u64,

@@ -17,6 +17,7 @@
 
 use std::ops::Range;
 
+use serde::Serialize;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_mut};
 use zerocopy::{FromZeros, transmute_ref};
@@ -41,7 +42,7 @@ const BODY_BYTES: usize = BLOCK_SIZE - HEADER_BYTES;
 const INNER_SPARE_BYTES: usize = BODY_BYTES - INNER_ENTRIES_MAX * size_of::<InnerEntry>();
 
 /// A pointer to a node: what its parent, or the catalogue, says about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, Serialize)]
 pub struct NodePtr {
     /// First LBA mapped below.
     pub lba: Lba,
@@ -57,7 +58,7 @@ pub struct NodePtr {
 }
 
 /// A volume's map that is not empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode, Serialize)]
 pub struct Root {
     /// The topmost node.
     pub ptr: NodePtr,
@@ -86,7 +87,7 @@ impl Root {
 }
 
 /// A run of LBAs on consecutive blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Extent {
     /// First LBA.
     pub lba: Lba,

@@ -10,10 +10,11 @@
 //! appended: the data of records up to there need no proof at replay.
 
 use bincode::{Decode, Encode};
+use serde::Serialize;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::catalogue::IoLimits;
+use super::catalogue::{IoLimits, labels_as_map};
 use super::codec::{decode_record, encode_record};
 use super::layout::{Field, fields};
 use crate::crc::crc32_of_parts;
@@ -44,7 +45,7 @@ const _: () = assert!(size_of::<Header>() == HEADER_BYTES);
 pub const FIELDS: &[Field] = fields!(Header: crc, length, seqno, durable, salt, magic);
 
 /// A run of LBAs of a volume that now stands on a run of blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
 pub struct MapRun {
     /// Volume.
     pub volume: VolumeId,
@@ -57,7 +58,7 @@ pub struct MapRun {
 }
 
 /// A volume, clone or snapshot to be made.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
 pub struct NewVolume {
     /// Its identity.
     pub id: VolumeId,
@@ -78,13 +79,14 @@ pub struct NewVolume {
     /// How fast it may be read and written.
     pub io_limits: IoLimits,
     /// Labels in order of their keys.
+    #[serde(serialize_with = "labels_as_map")]
     pub labels: Vec<(String, String)>,
     /// Seconds since the epoch.
     pub created_at: u64,
 }
 
 /// New properties of a volume; all of them, changed or not.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
 pub struct NewProperties {
     /// Volume.
     pub id: VolumeId,
@@ -99,17 +101,20 @@ pub struct NewProperties {
     /// How fast it may be read and written.
     pub io_limits: IoLimits,
     /// Labels in order of their keys.
+    #[serde(serialize_with = "labels_as_map")]
     pub labels: Vec<(String, String)>,
 }
 
 /// One change of the pool's state. Everything in a record happens at one instant.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Record {
     /// Runs of LBAs were written; `sums` has a checksum for each block, in the order of the runs.
     Map {
         /// What was written where.
         runs: Vec<MapRun>,
         /// Checksums of the blocks.
+        #[serde(skip)]
         sums: Vec<u32>,
     },
     /// LBAs read as zeros again.

@@ -1,6 +1,7 @@
 //! The superblock: the root of a checkpoint. Checkpoint *n* is written to the slots `n mod 2` at
 //! both ends of the pool; the newest whole one wins; recovery never repairs a torn slot.
 
+use serde::{Serialize, Serializer};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -56,9 +57,10 @@ const CRC_START: usize = 8;
 const CRC_END: usize = 12;
 
 /// What a superblock says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Superblock {
     /// Identity of the pool.
+    #[serde(serialize_with = "uuid_as_text")]
     pub uuid: [u8; 16],
     /// The places in the pool.
     pub geometry: Geometry,
@@ -76,6 +78,13 @@ pub struct Superblock {
     pub salt: u32,
     /// The pool was closed and its journal holds nothing to replay.
     pub clean: bool,
+}
+
+fn uuid_as_text<S: Serializer>(
+    uuid: &[u8; 16],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&uuid::Uuid::from_bytes(*uuid))
 }
 
 impl Superblock {

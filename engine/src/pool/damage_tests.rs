@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::testing::{Content, LBAS, World, block_of, durable_of, image, open};
-use super::{Pool, check_offline, dump_offline};
+use super::{DumpForm, Pool, check_offline, dump_offline};
 use crate::crc::crc32;
 use crate::disk::sim::{CutPlan, Image, Rng, SimDisk, SimImage, SimOptions};
 use crate::error::{ErrorKind, Result};
@@ -365,7 +365,7 @@ fn a_node_in_a_free_block_is_refused() {
 async fn use_all(sim: &SimDisk, volumes: &Volumes) {
     let disk = sim.disk();
     drop(check_offline(&disk, &|_, _| ()).await);
-    drop(dump_offline(&disk, &mut std::io::sink()).await);
+    drop(dump_offline(&disk, DumpForm::Text, &mut std::io::sink()).await);
     let Ok(pool) = open(sim).await else { return };
     let ids: Vec<VolumeId> = volumes.keys().copied().collect();
     for id in &ids {

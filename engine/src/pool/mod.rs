@@ -43,7 +43,7 @@ pub(crate) use self::core::count;
 pub use self::core::{Core, OpenOptions, Pool};
 pub use check::{CheckReport, FINDINGS_MAX, Finding, FindingKind, Policy, check_offline};
 pub use create::FormatOptions;
-pub use dump::dump_offline;
+pub use dump::{DumpForm, dump_offline};
 pub use scrub::{ScrubError, ScrubStep};
 pub(crate) use throttle::Throttle;
 pub use types::{

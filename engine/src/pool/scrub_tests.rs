@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use super::dump_offline;
 use super::testing::{World, durable_of, image, open};
+use super::{DumpForm, dump_offline};
 use crate::disk::sim::{Effect, Fault, FaultOp, Rng, SimDisk, SimOptions};
 use crate::format::geometry::{PageId, Table};
 use crate::format::group::BlockType;
@@ -126,7 +126,8 @@ fn the_dump_goes_on_after_damage() {
     let dump = |image| {
         let sim = SimDisk::from_image(image, 1, SimOptions::default());
         let mut out = Vec::new();
-        sim.run(async { dump_offline(&sim.disk(), &mut out).await.unwrap() }).unwrap();
+        sim.run(async { dump_offline(&sim.disk(), DumpForm::Text, &mut out).await.unwrap() })
+            .unwrap();
         String::from_utf8(out).unwrap()
     };
     let sim = SimDisk::from_image(image.clone(), 1, SimOptions::default());

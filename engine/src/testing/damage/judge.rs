@@ -15,7 +15,7 @@ use super::subject::Subject;
 use crate::disk::executor::end_of_turn;
 use crate::disk::sim::{Rng, SimDisk, SimImage, SimOptions};
 use crate::error::{Error, ErrorKind};
-use crate::pool::{Pool, check_offline, dump_offline};
+use crate::pool::{DumpForm, Pool, check_offline, dump_offline};
 use crate::testing::gen_ops::{Bounds, Generator, Op};
 use crate::testing::model::{BLOCK_SECTORS, Model, Stamps, stamps_of};
 use crate::testing::run::{Log, perform};
@@ -151,7 +151,7 @@ impl Judge<'_> {
             Err(error) => self.met(&error),
         }
         if self.question.forged {
-            drop(dump_offline(&sim.disk(), &mut std::io::sink()).await);
+            drop(dump_offline(&sim.disk(), DumpForm::Text, &mut std::io::sink()).await);
         }
         let pool = match self.subject.config.open(sim).await {
             Ok(pool) => pool,

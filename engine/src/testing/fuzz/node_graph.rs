@@ -20,7 +20,7 @@ use crate::format::group::BlockType;
 use crate::format::node::{
     Extent, InnerEntry, LBA_END, LeafEntry, NodeBlock, NodePtr, Root, seal_crc,
 };
-use crate::pool::{Pool, check_offline, dump_offline};
+use crate::pool::{DumpForm, Pool, check_offline, dump_offline};
 use crate::testing::gen_ops::Op;
 use crate::testing::model::{BLOCK_SECTORS, Birth};
 use crate::testing::run::{Config, perform};
@@ -402,7 +402,7 @@ impl Use<'_> {
             self.sound,
             "the checker finds {findings:?}"
         );
-        drop(dump_offline(&sim.disk(), &mut std::io::sink()).await);
+        drop(dump_offline(&sim.disk(), DumpForm::Text, &mut std::io::sink()).await);
         let pool = match open(sim).await {
             Ok(pool) => pool,
             Err(error) => {
