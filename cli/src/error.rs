@@ -1,10 +1,10 @@
 //! A failure as it is told to the person at the terminal: what went wrong, and what to do next.
+//! The hint comes from where the failure was met: its kind alone is not enough to advise.
 
 use std::fmt;
 use std::io;
 
-use pando_engine::error::ErrorKind;
-use pando_proto::{ERRNO_KEY, ERROR_KIND_KEY};
+use pando_proto::{ERRNO_KEY, ERROR_KIND_KEY, HINT_KEY};
 use serde::Serialize;
 use tonic::Status;
 
@@ -63,52 +63,19 @@ impl From<Status> for Error {
             return Self::new(format!("the connection to pandod is lost: {}", status.message()))
                 .hint("is pandod still running? its log says why it ended");
         };
-        let hint = hint_for(&kind).map(str::to_owned);
-        Self { message: status.message().to_owned(), hint, kind: Some(kind), errno }
+        let hint = trailer(HINT_KEY).map(str::to_owned);
+        Self { hint, kind: Some(kind), errno, ..Self::new(status.message()) }
     }
 }
 
 impl From<pando_engine::error::Error> for Error {
     fn from(error: pando_engine::error::Error) -> Self {
-        let hint = match error.kind() {
-            ErrorKind::NotAPool => Some("make it one with `pando pool create`"),
-            ErrorKind::Busy => Some("is pandod running on it? leave out --offline, or stop pandod"),
-            _ => None,
-        };
         Self {
             errno: Some(error.errno()),
-            hint: hint.map(str::to_owned),
+            hint: error.hint_text().map(str::to_owned),
             ..Self::new(error.to_string())
         }
     }
-}
-
-/// What to do about a failure of this kind that the daemon reported.
-fn hint_for(kind: &str) -> Option<&'static str> {
-    Some(match kind {
-        "not_found" => {
-            "`pando volume list` shows what there is, `pando volume serve` what is exported"
-        }
-        "exists" => "choose another name, or delete the old one with `pando volume delete`",
-        "no_space" => {
-            "delete volumes or snapshots, raise the growth limit with `pando volume set`, \
-             or enlarge the pool with `pando pool grow`"
-        }
-        "busy" => {
-            "`pando volume serve --stop NAME` ends an export, `pando volume detach NAME` a device"
-        }
-        "read_only" => {
-            "`pando volume set NAME --read-only false` allows writes; a snapshot can only be cloned"
-        }
-        "corrupt" | "checksum" => {
-            "`pando pool check` and `pando pool scrub` tell how far the damage goes"
-        }
-        "poisoned" => {
-            "look for a failing device in the kernel log, then restart pandod: it recovers the pool"
-        }
-        "shutdown" => "try again when pandod is back",
-        _ => return None,
-    })
 }
 
 #[cfg(test)]
@@ -118,23 +85,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_to_do_next() {
+    fn hints_belong_to_their_messages() {
         let mut trailers = MetadataMap::new();
-        trailers.insert(ERROR_KIND_KEY, "not_found".parse().unwrap());
-        trailers.insert(ERRNO_KEY, "2".parse().unwrap());
+        trailers.insert(ERROR_KIND_KEY, "busy".parse().unwrap());
+        trailers.insert(ERRNO_KEY, "16".parse().unwrap());
         let status =
-            Status::with_metadata(tonic::Code::NotFound, "volume db does not exist", trailers);
-        let error = Error::from(status);
-        assert_eq!(
-            error.to_string(),
-            "error: volume db does not exist\nhint: `pando volume list` shows what there is, \
-             `pando volume serve` what is exported"
-        );
+            |trailers| Status::with_metadata(tonic::Code::Internal, "it is used", trailers);
+        let error = Error::from(status(trailers.clone()));
+        assert_eq!(error.to_string(), "error: it is used", "nobody has given a hint");
+        trailers.insert(HINT_KEY, "`pando volume detach db`".parse().unwrap());
+        let error = Error::from(status(trailers));
+        assert_eq!(error.to_string(), "error: it is used\nhint: `pando volume detach db`");
         assert_eq!(
             serde_json::to_value(&error).unwrap(),
             serde_json::json!({
-                "error": "volume db does not exist", "kind": "not_found", "errno": 2,
-                "hint": "`pando volume list` shows what there is, `pando volume serve` what is exported",
+                "error": "it is used", "kind": "busy", "errno": 16,
+                "hint": "`pando volume detach db`",
             })
         );
     }
@@ -146,9 +112,8 @@ mod tests {
     }
 
     #[test]
-    fn offline_errors_have_hints_too() {
-        let busy = pando_engine::error::Error::new(ErrorKind::Busy, "pool /p: in use");
-        let text = Error::from(busy).to_string();
-        assert!(text.starts_with("error: pool /p: in use\nhint: is pandod running"), "{text}");
+    fn errors_of_the_engine_bring_their_hints() {
+        let busy = pando_engine::error::Error::invalid("pool /p: in use").hint("stop it");
+        assert_eq!(Error::from(busy).to_string(), "error: pool /p: in use\nhint: stop it");
     }
 }

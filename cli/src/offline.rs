@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pando_engine::disk::{Allocate, Disk, PoolFile};
-use pando_engine::error;
 use pando_engine::pool::{DumpForm, FormatOptions, Pool, check_offline, dump_offline};
 use pando_engine::shard::{Shard, ShardHandle};
 use pando_engine::units::BLOCK_BYTES;
@@ -52,13 +51,7 @@ pub(crate) async fn create(output: Output, args: PoolCreateArgs) -> Result<()> {
             std::fs::remove_file(&args.path).unwrap_or_default();
         }
         let shown = args.path.display();
-        let taken = error.kind() == error::ErrorKind::Exists;
-        let error = Error::from(error.context(format!("pool {shown}")));
-        return Err(if taken {
-            error.hint("--force overwrites what is there; everything on it is lost")
-        } else {
-            error
-        });
+        return Err(error.context(format!("pool {shown}")).into());
     }
     table::print(output, &created, |pool| {
         format!("pool {0} is ready; serve it with `pandod --pool {0}`", pool.path)
@@ -113,7 +106,10 @@ where
     F: AsyncFnOnce(&Rc<dyn Disk>) -> pando_engine::error::Result<R> + Send + 'static,
     R: Send + 'static,
 {
-    let file = Arc::new(PoolFile::open(path)?);
+    let file = Arc::new(PoolFile::open(path).map_err(|error| match error.kind() {
+        ErrorKind::Busy => error.hint("if pandod runs on it, leave out --offline, or stop pandod"),
+        _ => error,
+    })?);
     let done = shard()?.call(move || async move { work(&file.disk()).await });
     let done = done.await.and_then(|result| result);
     done.map_err(|error| Error::from(error.context(format!("pool {}", path.display()))))

@@ -4,6 +4,7 @@
 //! Error = kind (stable, matchable, gives an errno)
 //!       + what  ("volume db: size 1000 is not a multiple of 512")
 //!       + source (the io::Error below it, if any)
+//!       + hint (a command that helps, for the person at the terminal alone)
 //! ```
 
 use std::fmt;
@@ -51,18 +52,19 @@ pub enum ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     what: String,
+    hint: Option<String>,
     source: Option<io::Error>,
 }
 
 impl Error {
     /// An error of `kind`; `what` names the object and says what to do, in lower case, no full stop.
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), source: None }
+        Self { kind, what: what.into(), hint: None, source: None }
     }
 
     /// The device or file below failed with `source` while doing `what`.
     pub fn io(what: impl Into<String>, source: io::Error) -> Self {
-        Self { kind: ErrorKind::Io, what: what.into(), source: Some(source) }
+        Self { kind: ErrorKind::Io, what: what.into(), hint: None, source: Some(source) }
     }
 
     /// Shorthand for [`ErrorKind::Invalid`].
@@ -86,6 +88,20 @@ impl Error {
     pub fn context(mut self, object: impl fmt::Display) -> Self {
         self.what = format!("{object}: {}", self.what);
         self
+    }
+
+    /// The same error with advice for the command line. It is no part of the message, which other
+    /// programs show, too.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The advice.
+    #[must_use]
+    pub fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 
     /// The errno that a block device would answer with.
@@ -114,7 +130,7 @@ impl Error {
             Some(errno) => io::Error::from_raw_os_error(errno),
             None => io::Error::new(e.kind(), e.to_string()),
         });
-        Self { kind: self.kind, what: self.what.clone(), source }
+        Self { kind: self.kind, what: self.what.clone(), hint: self.hint.clone(), source }
     }
 }
 
@@ -144,5 +160,8 @@ mod tests {
         assert_eq!(error.errno(), libc::ENOSPC);
         assert!(error.to_string().starts_with("pool /p: write of block 7: "));
         assert_eq!(error.duplicate().errno(), libc::ENOSPC);
+        let advised = error.hint("`df` shows it");
+        assert!(!advised.to_string().contains("df"), "{advised}");
+        assert_eq!(advised.duplicate().hint_text(), Some("`df` shows it"));
     }
 }

@@ -16,6 +16,9 @@ pub const ERROR_KIND_KEY: &str = "pando-error-kind";
 /// Trailer of a failed call: the errno that goes with it.
 pub const ERRNO_KEY: &str = "pando-errno";
 
+/// Trailer of a failed call: advice for the person at the command line, if there is any.
+pub const HINT_KEY: &str = "pando-hint";
+
 /// Package `pando.v1`.
 #[expect(missing_docs, reason = "generated code; what it means is said in the protocol file")]
 pub mod v1 {

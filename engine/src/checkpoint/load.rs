@@ -51,13 +51,13 @@ pub(crate) async fn superblock(disk: &Rc<dyn Disk>) -> Result<Superblock> {
                 }
                 _ => newest = Some(found),
             },
-            // A version that is not known beats damage, damage beats emptiness.
+            // A version that is not known beats damage, damage beats what is no superblock.
             Err(error) if error.kind() == ErrorKind::Unsupported => return Err(error),
-            Err(error) if error.kind() == ErrorKind::NotAPool && worst.is_some() => {}
+            Err(error) if error.kind() == ErrorKind::NotAPool => {}
             Err(error) => worst = Some(error),
         }
     }
-    let none = || Error::new(ErrorKind::NotAPool, "no superblock");
+    let none = || Error::new(ErrorKind::NotAPool, "not a Pando pool: it has no superblock");
     let superblock = newest.ok_or_else(|| worst.unwrap_or_else(none))?;
     if superblock.geometry.pool_blocks > blocks {
         return Err(Error::corrupt(format!(

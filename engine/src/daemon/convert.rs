@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pando_proto::v1::volume_ref::By;
-use pando_proto::{ERRNO_KEY, ERROR_KIND_KEY, v1};
+use pando_proto::{ERRNO_KEY, ERROR_KIND_KEY, HINT_KEY, v1};
 use tonic::{Code, Status};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -35,7 +35,7 @@ const fn kind_name(kind: ErrorKind) -> (&'static str, Code) {
     }
 }
 
-/// An engine's error as a gRPC status with its two trailers.
+/// An engine's error as a gRPC status with its trailers.
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let (name, code) = kind_name(error.kind());
@@ -43,6 +43,10 @@ impl From<Error> for Status {
         let trailers = status.metadata_mut();
         trailers.insert(ERROR_KIND_KEY, tonic::metadata::MetadataValue::from_static(name));
         trailers.insert(ERRNO_KEY, error.errno().into());
+        // A path in it may not be ASCII: the message does without.
+        if let Some(hint) = error.hint_text().and_then(|hint| hint.parse().ok()) {
+            trailers.insert(HINT_KEY, hint);
+        }
         status
     }
 }
@@ -73,7 +77,8 @@ pub(super) fn create_request(
         return Err(Error::new(
             ErrorKind::Exists,
             format!("volume {}: the name is taken", request.name),
-        ));
+        )
+        .hint(format!("choose another name, or `pando volume delete {}` first", request.name)));
     }
     Ok(CreateVolume {
         name: request.name,
@@ -256,5 +261,9 @@ mod tests {
         assert_eq!(status.message(), "volume db: the pool is full");
         assert_eq!(status.metadata().get(ERROR_KIND_KEY).unwrap(), "no_space");
         assert_eq!(status.metadata().get(ERRNO_KEY).unwrap(), "28");
+        assert_eq!(status.metadata().get(HINT_KEY), None, "no advice, no hint");
+        let status = Status::from(Error::invalid("no").hint("`pando volume list`"));
+        assert_eq!(status.message(), "no");
+        assert_eq!(status.metadata().get(HINT_KEY).unwrap(), "`pando volume list`");
     }
 }

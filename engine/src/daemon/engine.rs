@@ -118,7 +118,8 @@ impl Engine {
 
     fn check_running(&self) -> Result<()> {
         if self.stopping.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Shutdown, "pandod is stopping"));
+            return Err(Error::new(ErrorKind::Shutdown, "pandod is stopping")
+                .hint("try again when pandod is back"));
         }
         Ok(())
     }

@@ -145,7 +145,9 @@ impl Exports {
         // Held until it has ended: a new one would want the same socket.
         let mut started = self.started.lock().await;
         let Some(running) = started.remove(&id) else {
-            return Err(Error::new(ErrorKind::NotFound, format!("volume {name} is not exported")));
+            let what = format!("volume {name} is not exported");
+            return Err(Error::new(ErrorKind::NotFound, what)
+                .hint("`pando volume serve` lists what is exported"));
         };
         running.server.stop().await;
         Ok(())
@@ -207,6 +209,7 @@ fn exported(name: &str, export: &v1::Export) -> Error {
         ErrorKind::Busy,
         format!("volume {name}: it is exported {access} as {}; stop that first", export.uri),
     )
+    .hint(format!("`pando volume serve --stop {name}`"))
 }
 
 async fn listen(

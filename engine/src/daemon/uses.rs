@@ -32,7 +32,11 @@ impl Use {
                 "another operation needs it for itself; try again when that is done".to_owned()
             }
         };
-        Error::new(ErrorKind::Busy, format!("volume {name}: {why}"))
+        let error = Error::new(ErrorKind::Busy, format!("volume {name}: {why}"));
+        match self {
+            Self::Device(Some(_)) => error.hint(format!("`pando volume detach {name}`")),
+            _ => error,
+        }
     }
 }
 

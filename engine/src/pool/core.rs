@@ -252,7 +252,8 @@ impl Inner {
         Err(Error::new(
             ErrorKind::Poisoned,
             format!("the pool stopped after an error and must be opened again: {reason}"),
-        ))
+        )
+        .hint("look for a failing device in the kernel log, then restart pandod"))
     }
 }
 

@@ -421,7 +421,8 @@ impl Attachments {
 
     fn check_running(&self) -> Result<()> {
         if self.stopping.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Shutdown, "pandod is stopping"));
+            return Err(Error::new(ErrorKind::Shutdown, "pandod is stopping")
+                .hint("try again when pandod is back"));
         }
         Ok(())
     }
@@ -483,7 +484,8 @@ impl Attachment {
             "volume {}: it is attached as {} ({}, {access}, sectors of {} bytes); detach it first",
             shown.volume_name, shown.device, self.kind, shown.sector_bytes
         );
-        Err(Error::new(ErrorKind::Busy, what))
+        Err(Error::new(ErrorKind::Busy, what)
+            .hint(format!("`pando volume detach {}`", shown.volume_name)))
     }
 }
 
