@@ -190,6 +190,11 @@ fn a_full_host_loses_nothing_that_was_acknowledged() {
     let why = status["poisoned"].as_str().expect("a reason");
     assert!(why.contains("No space left on device"), "{why}");
     assert_eq!(cli.refused(&["volume", "create", "x", "--size", "1MiB"])["kind"], "poisoned");
+    // An export that is refused leaves no file in the way of the next one.
+    let copy = system.path().join("copy");
+    let export = ["volume", "export", "db", copy.to_str().expect("paths of tests are text")];
+    assert_eq!(cli.refused(&export)["kind"], "poisoned");
+    assert!(!copy.exists());
     nbd.close();
     system.terminate();
 

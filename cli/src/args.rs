@@ -175,7 +175,7 @@ pub(crate) enum VolumeCommand {
         /// Name of the volume or snapshot
         name: String,
     },
-    /// Copy a volume into a sparse file, a block device or a pipe
+    /// Copy a volume, as it is at one instant, into a sparse file, a block device or a pipe
     Export(ExportArgs),
     /// Make a volume from a file, a block device or a pipe
     Import(ImportArgs),
@@ -346,11 +346,11 @@ pub(crate) struct SetArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
-    /// Name of the volume or snapshot; a volume is frozen for the time of the copy
+    /// Name of the volume or snapshot
     pub name: String,
     /// File or block device to write, or - for standard output
     pub target: PathBuf,
-    /// Overwrite an existing file or a block device
+    /// Overwrite an existing file or a block device, or write to a terminal
     #[arg(long)]
     pub force: bool,
 }
@@ -364,6 +364,9 @@ pub(crate) struct ImportArgs {
     /// Size of the volume, if larger than the file
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub size: Option<u64>,
+    /// Take the bytes as they are, even those of a disk image (qcow2, VMDK, VHD) or compressed stream
+    #[arg(long)]
+    pub raw: bool,
     #[command(flatten)]
     pub properties: Properties,
 }

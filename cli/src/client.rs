@@ -5,9 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pando_proto::socket_in;
-use pando_proto::v1::VolumeRef;
 use pando_proto::v1::pando_client::PandoClient;
 use pando_proto::v1::volume_ref::By;
+use pando_proto::v1::{Volume, VolumeRef};
+use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::args::Daemon;
@@ -102,6 +103,22 @@ fn start(socket: &Path) -> String {
 #[expect(clippy::unnecessary_wraps, reason = "fields of messages are optional on the wire")]
 pub(crate) fn by_name(name: impl Into<String>) -> Option<VolumeRef> {
     Some(VolumeRef { by: Some(By::Name(name.into())) })
+}
+
+/// A reference to a volume that an answer has shown.
+pub(crate) fn by_id(volume: &Volume) -> Option<VolumeRef> {
+    Some(VolumeRef { by: Some(By::Id(volume.id)) })
+}
+
+/// Waits for Ctrl-C or SIGTERM, so that a long command can clean up.
+pub(crate) async fn interrupted() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminated) => tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminated.recv() => {}
+        },
+        Err(_) => tokio::signal::ctrl_c().await.unwrap_or_default(),
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! args      what can be typed            table, view   what is printed: tables, JSON, progress
 //! pool      pool commands                client        the connection to pandod
 //! volume    volume commands              offline       create, check, dump without pandod
-//! transfer  import and export            error         what went wrong and what to do next
+//! import    a volume from a file         image         files that contain a disk
+//! export    a volume into a file         error         what went wrong and what to do next
 //! ```
 //!
 //! Answers go to stdout, everything else to stderr. Exit codes: 0 success, 1 failure, 2 usage.
@@ -14,10 +15,12 @@
 mod args;
 mod client;
 mod error;
+mod export;
+mod image;
+mod import;
 mod offline;
 mod pool;
 mod table;
-mod transfer;
 mod view;
 mod volume;
 

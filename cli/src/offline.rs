@@ -11,7 +11,7 @@ use std::sync::Arc;
 use pando_engine::disk::{Allocate, Disk, PoolFile};
 use pando_engine::pool::{DumpForm, FormatOptions, Pool, check_offline, dump_offline};
 use pando_engine::shard::{Shard, ShardHandle};
-use pando_engine::units::BLOCK_BYTES;
+use pando_engine::units::{BLOCK_BYTES, Size};
 use uuid::Uuid;
 
 use crate::args::{Allocation, Output, PoolCreateArgs};
@@ -83,17 +83,25 @@ fn create_file(args: &PoolCreateArgs) -> Result<PoolFile> {
         Allocation::Reserve => Allocate::Reserve,
         Allocation::Write => Allocate::Write,
     };
+    // Before there is a file of this size.
+    let options = FormatOptions {
+        size_bytes: size,
+        journal_bytes: args.journal,
+        force: args.force,
+        uuid: [0; 16],
+    };
+    options.check().map_err(|error| error.context(format!("pool {shown}")))?;
     make_state_dir(&args.path, Path::new(STATE_DIR))?;
-    Ok(PoolFile::create(&args.path, size, allocate)?)
+    Ok(PoolFile::create(&args.path, options.size_bytes, allocate)?)
 }
 
 fn open_existing(args: &PoolCreateArgs) -> Result<PoolFile> {
     let file = PoolFile::open(&args.path)?;
     match args.size {
         Some(size) if size > file.len_bytes() => Err(Error::new(format!(
-            "{} has {} bytes, less than --size",
+            "{} has {}, less than --size",
             args.path.display(),
-            file.len_bytes()
+            Size(file.len_bytes())
         ))
         .hint("leave out --size to use all of it")),
         _ => Ok(file),

@@ -25,6 +25,14 @@ pub(crate) fn print<T: Serialize>(
     print_text(&text)
 }
 
+/// Prints `value` for programs; people see that the command has succeeded.
+pub(crate) fn print_json<T: Serialize>(output: Output, value: &T) -> Result<()> {
+    match output {
+        Output::Table => Ok(()),
+        Output::Json => print(output, value, |_| String::new()),
+    }
+}
+
 /// Prints `text` and ends the line. A reader that went away (`| head`) is no failure.
 pub(crate) fn print_text(text: &str) -> Result<()> {
     match writeln!(io::stdout().lock(), "{}", text.trim_end()) {

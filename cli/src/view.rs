@@ -300,6 +300,15 @@ impl From<v1::PoolCounters> for Counters {
     }
 }
 
+/// A volume that was copied into a file or device.
+#[derive(Debug, Serialize)]
+pub(crate) struct Copied {
+    pub volume_id: u64,
+    pub volume_name: String,
+    pub path: String,
+    pub size_bytes: u64,
+}
+
 /// A pool that was made.
 #[derive(Debug, Serialize)]
 pub(crate) struct CreatedPool {

@@ -16,7 +16,7 @@ use crate::args::{
 };
 use crate::client::{Client, by_name};
 use crate::error::Result;
-use crate::{table, transfer, view};
+use crate::{export, import, table, view};
 
 /// Runs one command.
 pub(crate) async fn run(client: Client, output: Output, command: VolumeCommand) -> Result<()> {
@@ -35,9 +35,9 @@ pub(crate) async fn run(client: Client, output: Output, command: VolumeCommand) 
         VolumeCommand::Delete { names } => delete(client, names).await,
         VolumeCommand::Diff { base, name } => diff(client, output, &base, &name).await,
         VolumeCommand::Extents { name } => extents(client, output, &name).await,
-        VolumeCommand::Export(args) => transfer::export(client, args).await,
+        VolumeCommand::Export(args) => export::run(client, output, args).await,
         VolumeCommand::Import(args) => {
-            let volume = transfer::import(client, args).await?;
+            let volume = import::run(client, args).await?;
             print_volumes(output, vec![volume])
         }
         VolumeCommand::Serve { name: None, .. } => list_exports(client, output).await,

@@ -19,6 +19,10 @@ pub const ERRNO_KEY: &str = "pando-errno";
 /// Trailer of a failed call: advice for the person at the command line, if there is any.
 pub const HINT_KEY: &str = "pando-hint";
 
+/// Label of a volume or snapshot that is not to stay: the snapshot that an export reads from, and a
+/// volume that is being imported. The daemon deletes what has it at its next start.
+pub const TEMPORARY_LABEL: &str = "pando/temporary";
+
 /// Package `pando.v1`.
 #[expect(missing_docs, reason = "generated code; what it means is said in the protocol file")]
 pub mod v1 {

@@ -123,7 +123,8 @@ impl Data {
     #[must_use]
     pub fn read(&self, number: u64) -> Vec<u8> {
         self.wait(async {
-            let request = v1::ReadVolumeRequest { volume: by(number), offset: 0, length: 0 };
+            let request =
+                v1::ReadVolumeRequest { volume: by(number), ..v1::ReadVolumeRequest::default() };
             let answer = self.client().read_volume(request).await.expect("an answer");
             let mut pieces = answer.into_inner();
             let mut bytes = Vec::new();

@@ -1,56 +1,90 @@
 //! The content of volumes over the API: what export and import are made of.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use pando_proto::v1::{
-    ReadVolumeResponse, WriteVolumeRequest, WriteVolumeResponse, read_volume_response,
-    write_volume_request,
+    ReadVolumeRequest, ReadVolumeResponse, WriteVolumeRequest, WriteVolumeResponse,
+    read_volume_response, write_volume_request,
 };
 use tonic::{Status, Streaming};
 
 use crate::daemon::engine::Engine;
+use crate::daemon::exports::Exports;
 use crate::daemon::rpc::Answers;
 use crate::daemon::stream::{answers, send};
+use crate::daemon::temporary::Frozen;
 use crate::device::{MappedRun, ZeroFlags, check_range};
 use crate::disk::Buf;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::pool::{ModifyVolume, VolumeInfo};
-use crate::units::{BLOCK_BYTES, VolumeId, blocks_for, to_u32, to_u64, to_usize};
+use crate::units::{BLOCK_BYTES, Size, VolumeId, blocks_for, to_u32, to_u64, to_usize};
 
 /// Bytes of data in one message.
 const PIECE_BYTES: u64 = 1 << 20;
 /// Runs asked for at once.
 const RUNS_MAX: usize = 1024;
 
-/// The content of `[offset, offset + length)` of a volume; length 0 is to the end.
+/// The content of the volume `info` that `request` asks for, of one instant if it asks for that.
 ///
 /// # Errors
 /// `Invalid` for a range that is not inside the volume.
 pub(super) fn read(
     engine: Arc<Engine>,
-    info: &VolumeInfo,
-    offset: u64,
-    length: u64,
+    exports: Arc<Exports>,
+    info: VolumeInfo,
+    request: &ReadVolumeRequest,
 ) -> Result<Answers<ReadVolumeResponse>> {
-    let length = if length == 0 { info.size_bytes.saturating_sub(offset) } else { length };
+    let offset = request.offset;
+    let length = match request.length {
+        0 => info.size_bytes.saturating_sub(offset),
+        length => length,
+    };
     let end = check_range(info.size_bytes, offset, length)
         .map_err(|error| error.context(format!("volume {}", info.name)))?;
-    let id = info.id;
+    let freeze = request.frozen && !info.read_only;
     Ok(answers(move |out| async move {
-        let mut at = offset;
-        while at < end {
-            let runs = engine.data(id, move |pool| async move {
-                pool.device(id)?.mapped_runs(at, end - at, RUNS_MAX).await
-            });
-            for run in runs.await? {
-                at = run.offset + run.len;
-                if !read_run(&engine, id, run, &out).await? {
-                    return Ok(());
-                }
+        if !freeze {
+            return read_range(&engine, info.id, offset..end, &out).await.map_err(advise);
+        }
+        // This task is never cancelled, so that a snapshot which it makes is deleted, too.
+        let frozen = Frozen::new(&engine, &exports, &info).await?;
+        let read = read_range(&engine, frozen.info.id, offset..end, &out).await;
+        frozen.delete(&engine).await;
+        read.map_err(advise)
+    }))
+}
+
+/// Damage in one place is seldom alone.
+fn advise(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Checksum | ErrorKind::Corrupt => {
+            error.hint("`pando pool check` and `pando pool scrub` find all that is damaged")
+        }
+        _ => error,
+    }
+}
+
+/// Sends a range of a volume, or what of it the client waits for.
+async fn read_range(
+    engine: &Engine,
+    id: VolumeId,
+    range: Range<u64>,
+    out: &super::stream::Out<ReadVolumeResponse>,
+) -> Result<()> {
+    let Range { start: mut at, end } = range;
+    while at < end {
+        let runs = engine.data(id, move |pool| async move {
+            pool.device(id)?.mapped_runs(at, end - at, RUNS_MAX).await
+        });
+        for run in runs.await? {
+            at = run.offset + run.len;
+            if !read_run(engine, id, run, out).await? {
+                return Ok(());
             }
         }
-        Ok(())
-    }))
+    }
+    Ok(())
 }
 
 /// Sends one run; false if the client is gone.
@@ -129,7 +163,9 @@ fn end_of(piece: &WriteVolumeRequest) -> Result<u64> {
             let len = to_u64(data.len());
             if len > PIECE_BYTES {
                 return Err(Error::invalid(format!(
-                    "piece of {len} bytes: at most {PIECE_BYTES} are possible"
+                    "piece of {}: at most {} are possible",
+                    Size(len),
+                    Size(PIECE_BYTES)
                 )));
             }
             len

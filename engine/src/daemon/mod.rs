@@ -5,7 +5,7 @@
 //!              |-- engine    the pool on its shards     shard-0 .. shard-n
 //!              |-- exports   NBD sockets                (on the shards)
 //!              |-- attach    block devices              (on the shards)
-//!              |-- rpc       pando.v1: stream, content, convert, listen   \
+//!              |-- rpc       pando.v1: stream, content, temporary, ...    \
 //!              |-- metrics   /metrics                                      > control (tokio)
 //!              |-- tls       NBD over TCP                                  |
 //!              `-- watch     watermarks, watchdog                         /
@@ -28,6 +28,7 @@ mod metrics;
 mod offered;
 mod rpc;
 mod stream;
+mod temporary;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
@@ -143,6 +144,7 @@ async fn serve_pool(
     let (devices_dir, kind) = (&paths.devices_dir, config.devices.kind);
     let attachments =
         Attachments::new(Arc::clone(engine), Arc::clone(&exports), devices_dir, kind).await?;
+    temporary::sweep(engine, &exports).await?;
     if config.export_all {
         exports.offer_everything().await?;
     }

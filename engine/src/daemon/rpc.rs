@@ -21,10 +21,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
 
-use crate::daemon::attach::{Attachments, Wish};
+use crate::daemon::attach::{Attachments, Wish, to_the_end};
 use crate::daemon::engine::Engine;
 use crate::daemon::exports::Exports;
-use crate::daemon::{content, convert, stream};
+use crate::daemon::{content, convert, stream, temporary};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{GROUP_MAX, LIST_PAGE_MAX};
 use crate::pool::{DumpForm, Pool, Source, VolumeInfo};
@@ -261,9 +261,9 @@ impl Pando for Service {
         request: Request<ReadVolumeRequest>,
     ) -> Answer<Self::ReadVolumeStream> {
         let request = request.into_inner();
-        let info = self.resolve(request.volume).await?;
-        let engine = Arc::clone(&self.engine);
-        Ok(Response::new(content::read(engine, &info, request.offset, request.length)?))
+        let info = self.resolve(request.volume.clone()).await?;
+        let (engine, exports) = (Arc::clone(&self.engine), Arc::clone(&self.exports));
+        Ok(Response::new(content::read(engine, exports, info, &request)?))
     }
 
     async fn write_volume(
@@ -277,8 +277,17 @@ impl Pando for Service {
             );
         };
         let info = self.resolve(first.volume.clone()).await?;
-        let _claim = self.exports.claim(info.id, &info.name).await?;
-        Ok(Response::new(content::write(&self.engine, &info, first, pieces).await?))
+        let claim = self.exports.claim(info.id, &info.name).await?;
+        let engine = Arc::clone(&self.engine);
+        // Also if the client goes away: a temporary volume that is not whole is deleted.
+        let written = to_the_end(async move {
+            let written = content::write(&engine, &info, first, pieces).await;
+            if written.is_err() && temporary::is_temporary(&info) {
+                temporary::delete(&engine, &info, &claim).await;
+            }
+            Ok(written)
+        });
+        Ok(Response::new(written.await??))
     }
 
     async fn start_export(

@@ -516,7 +516,7 @@ fn in_use(slots: &[(VolumeId, Arc<Slot>)]) -> String {
 }
 
 /// Does `work` as a task of its own, so that it goes on if whoever asked for it goes away.
-async fn to_the_end<T: Send + 'static>(
+pub(super) async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     tokio::spawn(work).await.unwrap_or_else(|_| {

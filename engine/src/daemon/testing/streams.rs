@@ -125,7 +125,7 @@ impl Calls<'_> {
         if wanted > CONTENT_MAX && inside {
             return; // A large volume is a long hole, and takes no time; but its model does.
         }
-        let request = v1::ReadVolumeRequest { volume: named(&name), offset, length };
+        let request = v1::ReadVolumeRequest { volume: named(&name), offset, length, frozen: false };
         let answer = self.client.read_volume(request).await;
         let Some(mut pieces) = self.judge(answer, &reasons) else { return };
         let known = known.expect("it exists");
@@ -263,7 +263,8 @@ impl Calls<'_> {
     /// A volume holds what is known of it.
     pub(super) async fn compare(&mut self, name: &str) {
         let Some(known) = self.volumes.get(name).cloned() else { return };
-        let request = v1::ReadVolumeRequest { volume: named(name), offset: 0, length: 0 };
+        let request =
+            v1::ReadVolumeRequest { volume: named(name), ..v1::ReadVolumeRequest::default() };
         let mut pieces = self.client.read_volume(request).await.expect("it exists").into_inner();
         let mut holds = BTreeMap::new();
         while let Some(piece) = pieces.message().await.expect("a sound pool") {
