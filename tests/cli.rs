@@ -49,7 +49,14 @@ fn the_life_of_volumes() {
     cli.run(&["volume", "delete", "db", "db-monday"]);
     let left = cli.json(&["volume", "list"]);
     assert_eq!(names(&left), ["db-clone"]);
-    assert_eq!(left[0]["source_name"], Value::Null, "a source may go before its clone");
+    assert_eq!(left[0]["source_name"], "db", "a source may go before its clone");
+    assert_eq!(left[0]["source_deleted"], true);
+    assert_eq!(left[0]["labels"], json!({}), "the name is kept out of sight");
+    assert!(cli.run(&["volume", "list"]).contains(" db (deleted) "));
+    // Another volume of that name is not the source.
+    cli.run(&["volume", "create", "db", "--size", "1MiB"]);
+    assert_eq!(cli.json(&["volume", "show", "db-clone"])["source_deleted"], true);
+    assert_eq!(names(&cli.json(&["volume", "list", "--source", "db"])), [""; 0]);
     system.stop();
     let offline = cli.json(&["pool", "check", "--offline", text(system.pool())]);
     assert_eq!(offline["findings"], json!([]));

@@ -101,6 +101,7 @@ fn kind_of(volume: &Volume) -> String {
 
 fn source_of(volume: &Volume) -> String {
     match (&volume.source_name, volume.source_id) {
+        (Some(name), _) if volume.source_deleted => format!("{name} (deleted)"),
         (Some(name), _) => name.clone(),
         (None, Some(id)) => format!("(deleted, id {id})"),
         (None, None) => "-".to_owned(),
@@ -300,6 +301,7 @@ mod tests {
             name: "db-test".to_owned(),
             size_bytes: 10 << 30,
             source_id: Some(7),
+            source_deleted: true,
             mapped_bytes: 3 << 20,
             own_bytes: 4096,
             labels: [("app".to_owned(), "db".to_owned())].into(),
@@ -327,6 +329,7 @@ db-test  clone   10.0 GiB  3.0 MiB  4.0 KiB  (deleted, id 7)  1970-01-01T00:00:0
             serde_json::json!({
                 "id": 9, "name": "db-test", "kind": "clone", "size_bytes": 10_737_418_240_u64,
                 "read_only": false, "source_id": 7, "source_name": null,
+                "source_deleted": true,
                 "reservation_bytes": 0, "growth_limit_bytes": 0,
                 "iops_limit": 0, "bandwidth_limit_bytes": 0, "labels": {"app": "db"},
                 "created_at": 0, "mapped_bytes": 3_145_728, "own_bytes": 4096,

@@ -8,11 +8,16 @@ use tonic::{Code, Status};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::driver::DeviceKind;
+use crate::limits::LABELS_MAX;
 use crate::pool::{
     ChangedRun, CreateVolume, IoLimits, ModifyVolume, Pool, PoolCounters, PoolStatus, Source,
     SpaceReport, VolumeInfo,
 };
 use crate::units::VolumeId;
+
+/// Label in which the daemon keeps the name of a clone's source, which may be deleted. Clients see
+/// it as `source_name`.
+const SOURCE_LABEL: &str = "pando/source";
 
 /// The stable name of a kind of error, and the gRPC code that goes with it. The table stands in
 /// pando.proto as well.
@@ -70,8 +75,8 @@ pub(super) fn create_request(
     request: v1::CreateVolumeRequest,
 ) -> Result<CreateVolume> {
     let source = match request.source {
-        None => Source::Empty,
-        some => Source::Volume(resolve(pool, some)?.id),
+        None => None,
+        some => Some(resolve(pool, some)?),
     };
     if request.must_be_new && pool.find(&request.name).is_ok() {
         return Err(Error::new(
@@ -80,10 +85,16 @@ pub(super) fn create_request(
         )
         .hint(format!("choose another name, or `pando volume delete {}` first", request.name)));
     }
+    let mut labels = request.labels;
+    if let Some(source) = &source
+        && labels.len() < LABELS_MAX
+    {
+        labels.insert(SOURCE_LABEL.to_owned(), source.name.clone());
+    }
     Ok(CreateVolume {
         name: request.name,
         size_bytes: request.size_bytes,
-        source,
+        source: source.map_or(Source::Empty, |source| Source::Volume(source.id)),
         snapshot: request.snapshot,
         read_only: request.read_only,
         reservation_bytes: request.reservation_bytes,
@@ -92,13 +103,21 @@ pub(super) fn create_request(
             iops: request.iops_limit,
             bandwidth_bytes: request.bandwidth_limit_bytes,
         },
-        labels: request.labels,
+        labels,
         created_at: now(),
     })
 }
 
-/// What a request changes; the volume it names is left out.
-pub(super) fn modify_request(request: v1::ModifyVolumeRequest) -> ModifyVolume {
+/// What a request changes of `info`.
+pub(super) fn modify_request(
+    info: &VolumeInfo,
+    mut request: v1::ModifyVolumeRequest,
+) -> ModifyVolume {
+    let more = request.labels.keys().filter(|key| !info.labels.contains_key(*key)).count();
+    if more > 0 && info.labels.len() + more > LABELS_MAX {
+        // The labels of the user take all the room there is: the name gives way.
+        request.labels.insert(SOURCE_LABEL.to_owned(), String::new());
+    }
     ModifyVolume {
         size_bytes: request.size_bytes,
         read_only: request.read_only,
@@ -110,13 +129,16 @@ pub(super) fn modify_request(request: v1::ModifyVolumeRequest) -> ModifyVolume {
     }
 }
 
-/// A volume, with the name of its source if that still exists.
-pub(super) fn volume(pool: &Pool, info: VolumeInfo) -> v1::Volume {
+/// A volume, with the name of its source.
+pub(super) fn volume(pool: &Pool, mut info: VolumeInfo) -> v1::Volume {
     let source_id = match info.source {
         Source::Empty => None,
         Source::Volume(id) => Some(id),
     };
-    let source_name = source_id.and_then(|id| pool.get(id).ok()).map(|source| source.name);
+    let kept_name = info.labels.remove(SOURCE_LABEL);
+    let source = source_id.and_then(|id| pool.get(id).ok());
+    let source_deleted = source_id.is_some() && source.is_none();
+    let source_name = source.map(|source| source.name).or(kept_name.filter(|_| source_deleted));
     v1::Volume {
         id: info.id.get(),
         name: info.name,
@@ -133,6 +155,7 @@ pub(super) fn volume(pool: &Pool, info: VolumeInfo) -> v1::Volume {
         own_bytes: info.own_bytes,
         iops_limit: info.io_limits.iops,
         bandwidth_limit_bytes: info.io_limits.bandwidth_bytes,
+        source_deleted,
     }
 }
 

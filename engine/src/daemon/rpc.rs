@@ -197,7 +197,8 @@ impl Pando for Service {
         let engine = Arc::clone(&self.engine);
         let modify = async move {
             let modified = engine.control(move |pool| async move {
-                let info = pool.modify(id, convert::modify_request(request)).await?;
+                let change = convert::modify_request(&pool.get(id)?, request);
+                let info = pool.modify(id, change).await?;
                 Ok(convert::volume(&pool, info))
             });
             modified.await

@@ -1,5 +1,6 @@
 //! The whole daemon in this process: a real pool in a temporary file, the API over its socket.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -233,6 +234,33 @@ async fn creating_twice_is_for_programs_not_for_people() {
     assert_eq!(made.volumes.len(), 2);
     let empty = client.create_volumes(CreateVolumesRequest::default()).await.unwrap_err();
     assert_eq!(empty.code(), Code::InvalidArgument);
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_clone_keeps_the_name_of_its_source() {
+    let home = Home::new().await;
+    let (daemon, mut client) = home.start().await;
+    client.create_volume(new_volume("db")).await.unwrap();
+    let labels: BTreeMap<_, _> = (0..32).map(|n| (format!("k{n}"), "v".to_owned())).collect();
+    for (name, labels) in [("few", BTreeMap::new()), ("many", labels.clone())] {
+        let clone = CreateVolumeRequest { labels, ..clone_of("db", name) };
+        client.create_volume(clone).await.unwrap();
+    }
+    client.delete_volume(DeleteVolumeRequest { volume: named("db") }).await.unwrap();
+    let source = async |client: &mut PandoClient<Channel>, name: &str| {
+        let request = GetVolumeRequest { volume: named(name), with_space: false };
+        let volume = client.get_volume(request).await.unwrap().into_inner().volume.unwrap();
+        assert!(volume.source_deleted && volume.source_id.is_some(), "{volume:?}");
+        (volume.source_name, volume.labels.len())
+    };
+    assert_eq!(source(&mut client, "few").await, ("db".to_owned(), 0));
+    // Where the labels of the user take all the room there is, the name gives way.
+    assert_eq!(source(&mut client, "many").await, (String::new(), 32));
+    let request =
+        ModifyVolumeRequest { volume: named("few"), labels, ..ModifyVolumeRequest::default() };
+    client.modify_volume(request).await.unwrap();
+    assert_eq!(source(&mut client, "few").await, (String::new(), 32));
     daemon.end().await;
 }
 
