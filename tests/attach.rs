@@ -112,8 +112,9 @@ fn a_file_system_is_there_again_after_detaching() {
     let mounted = Mounted::new(&device, &system.path().join("mnt"));
     let expected = copy_tree(mounted.path());
     mounted.unmount();
-    detach(&cli, "db");
-    detach(&cli, "db");
+    assert_eq!(cli.json(&["volume", "detach", "db"])[0]["device"], device.as_str());
+    let refused = cli.refused(&["volume", "detach", "db"]);
+    assert_eq!(refused["error"], "volume db is not attached");
     assert_eq!(devices(&cli).len(), 0);
 
     // A restart in between, and another device before it, so that it has another number.

@@ -138,6 +138,9 @@ pub(crate) enum VolumeCommand {
     /// Freeze the state of a volume under a new name
     Snapshot(SnapshotArgs),
     /// List volumes and snapshots
+    ///
+    /// In a terminal, columns that do not fit into a line are left out, the labels first; `-o json`,
+    /// `volume show` and a pipe have all.
     List(ListArgs),
     /// Show one volume
     Show {
@@ -192,10 +195,11 @@ pub(crate) enum VolumeCommand {
     },
     /// Make a volume a block device of this machine and print its path
     Attach(AttachArgs),
-    /// Remove the block device of a volume; it must not be mounted or open
+    /// Remove the block devices of volumes; they must not be mounted or open
     Detach {
-        /// Name of the volume or snapshot
-        name: String,
+        /// Names of the volumes or snapshots
+        #[arg(required = true)]
+        names: Vec<String>,
     },
     /// List the block devices
     Attachments,

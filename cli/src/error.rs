@@ -22,17 +22,45 @@ pub(crate) struct Error {
     kind: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     errno: Option<i32>,
+    /// Failures of a command on several objects, behind the first.
+    #[serde(skip)]
+    more: Vec<Self>,
 }
 
 impl Error {
     /// A failure without a hint.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, kind: None, errno: None }
+        Self { message: message.into(), hint: None, kind: None, errno: None, more: Vec::new() }
     }
 
     /// A failed system call on `object`.
     pub(crate) fn io(object: impl fmt::Display, source: &io::Error) -> Self {
         Self { errno: source.raw_os_error(), ..Self::new(format!("{object}: {source}")) }
+    }
+
+    /// Something that does not exist, with the kind and errno of the daemon's errors.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        let (kind, errno) = (Some("not_found".to_owned()), Some(2));
+        Self { kind, errno, ..Self::new(message) }
+    }
+
+    /// The failures of a command on several objects as one, if there are any.
+    pub(crate) fn all(failures: Vec<Self>) -> Result<()> {
+        let mut failures = failures.into_iter();
+        match failures.next() {
+            None => Ok(()),
+            Some(first) => Err(Self { more: failures.collect(), ..first }),
+        }
+    }
+
+    /// Each of its failures.
+    pub(crate) fn each(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.more)
+    }
+
+    /// Whether the connection failed, and not the call: another call would fail, too.
+    pub(crate) const fn is_lost_connection(&self) -> bool {
+        self.kind.is_none()
     }
 
     /// The same failure with advice.
@@ -103,6 +131,14 @@ mod tests {
                 "hint": "`pando volume detach db`",
             })
         );
+    }
+
+    #[test]
+    fn several_failures_are_one() {
+        Error::all(Vec::new()).unwrap();
+        let all = Error::all(vec![Error::new("a"), Error::new("b"), Error::new("c")]).unwrap_err();
+        let told: Vec<String> = all.each().map(ToString::to_string).collect();
+        assert_eq!(told, ["error: a", "error: b", "error: c"]);
     }
 
     #[test]

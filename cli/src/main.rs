@@ -5,7 +5,8 @@
 //! pool      pool commands                client        the connection to pandod
 //! volume    volume commands              offline       create, check, dump without pandod
 //! import    a volume from a file         image         files that contain a disk
-//! export    a volume into a file         error         what went wrong and what to do next
+//! export    a volume into a file         order         names with numbers
+//!                                        error         what went wrong and what to do next
 //! ```
 //!
 //! Answers go to stdout, everything else to stderr. Exit codes: 0 success, 1 failure, 2 usage.
@@ -19,6 +20,7 @@ mod export;
 mod image;
 mod import;
 mod offline;
+mod order;
 mod pool;
 mod table;
 mod view;
@@ -36,12 +38,14 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = cli.output;
     let Err(error) = execute(cli) else { return ExitCode::SUCCESS };
-    let text = match output {
-        Output::Table => error.to_string(),
-        Output::Json => serde_json::to_string(&error).unwrap_or_else(|_| error.to_string()),
-    };
-    // If even stderr is closed there is nobody to tell.
-    writeln!(std::io::stderr().lock(), "{text}").unwrap_or_default();
+    for error in error.each() {
+        let text = match output {
+            Output::Table => error.to_string(),
+            Output::Json => serde_json::to_string(error).unwrap_or_else(|_| error.to_string()),
+        };
+        // If even stderr is closed there is nobody to tell.
+        writeln!(std::io::stderr().lock(), "{text}").unwrap_or_default();
+    }
     ExitCode::FAILURE
 }
 

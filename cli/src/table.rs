@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets};
+use console::{Term, measure_text_width};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -43,40 +44,84 @@ pub(crate) fn print_text(text: &str) -> Result<()> {
     }
 }
 
+/// Spaces behind the cells of a column.
+const GAP: u16 = 2;
+
 /// A size for people.
 pub(crate) fn size(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
 }
 
-fn columns(titles: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(titles);
-    table
+/// Rows with titles.
+struct List<const N: usize> {
+    titles: [&'static str; N],
+    /// Titles of the columns that hold numbers.
+    numbers: &'static [&'static str],
+    /// Titles of the columns that a reader can do without, the first to go first.
+    spare: &'static [&'static str],
 }
 
-fn align_right(table: &mut Table, columns: &[usize]) {
-    for &column in columns {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
+impl<const N: usize> List<N> {
+    /// The table, in lines of `width` characters if there is one: columns that do not fit are left
+    /// out. A line that a terminal breaks is hard to read.
+    fn show(&self, rows: &[[String; N]], width: Option<usize>) -> String {
+        let widest = |column: usize| {
+            let cells = rows.iter().map(|row| measure_text_width(&row[column]));
+            cells.chain([self.titles[column].len()]).max().unwrap_or(0)
+        };
+        let gap = usize::from(GAP);
+        let mut shown: Vec<usize> = (0..N).collect();
+        for spare in self.spare {
+            let line = shown.iter().map(|&column| widest(column) + gap).sum::<usize>() - gap;
+            if width.is_none_or(|width| line <= width) {
+                break;
+            }
+            shown.retain(|&column| self.titles[column] != *spare);
         }
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        table.set_header(shown.iter().map(|&column| self.titles[column]));
+        for row in rows {
+            table.add_row(shown.iter().map(|&column| row[column].as_str()));
+        }
+        for (place, &column) in shown.iter().enumerate() {
+            if let Some(made) = table.column_mut(place)
+                && self.numbers.contains(&self.titles[column])
+            {
+                made.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        finish(table)
     }
+}
+
+/// Characters in a line of the terminal, if the output goes to one.
+fn terminal_width() -> Option<usize> {
+    let (_, width) = Term::stdout().size_checked().filter(|_| io::stdout().is_terminal())?;
+    Some(usize::from(width)).filter(|width| *width > 0)
 }
 
 /// Cells are padded to the width of their column; the padding of the last one is noise.
 fn finish(mut table: Table) -> String {
     for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+        column.set_padding((0, GAP));
     }
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
 /// Volumes, one a line.
 pub(crate) fn volumes(volumes: &[Volume]) -> String {
-    let mut table =
-        columns(&["NAME", "KIND", "SIZE", "MAPPED", "OWN", "SOURCE", "CREATED", "LABELS"]);
-    align_right(&mut table, &[2, 3, 4]);
-    for volume in volumes {
-        table.add_row([
+    volumes_within(volumes, terminal_width())
+}
+
+fn volumes_within(volumes: &[Volume], width: Option<usize>) -> String {
+    let list = List {
+        titles: ["NAME", "KIND", "SIZE", "MAPPED", "OWN", "SOURCE", "CREATED", "LABELS"],
+        numbers: &["SIZE", "MAPPED", "OWN"],
+        spare: &["LABELS", "CREATED", "OWN", "SOURCE", "MAPPED", "KIND", "SIZE"],
+    };
+    let row = |volume: &Volume| {
+        [
             volume.name.clone(),
             kind_of(volume),
             size(volume.size_bytes),
@@ -85,9 +130,9 @@ pub(crate) fn volumes(volumes: &[Volume]) -> String {
             source_of(volume),
             time(volume.created_at),
             labels_of(volume),
-        ]);
-    }
-    finish(table)
+        ]
+    };
+    list.show(&volumes.iter().map(row).collect::<Vec<_>>(), width)
 }
 
 fn kind_of(volume: &Volume) -> String {
@@ -199,40 +244,55 @@ pub(crate) fn pool(pool: &Pool) -> String {
 
 /// Block devices, one a line.
 pub(crate) fn attachments(attachments: &[Attachment]) -> String {
-    let mut table = columns(&["VOLUME", "KIND", "DEVICE", "ACCESS", "SECTOR", "IDENTITY"]);
-    for attachment in attachments {
-        let access = if attachment.read_only { "read-only" } else { "read-write" };
-        table.add_row([
-            attachment.volume_name.as_str(),
-            attachment.kind,
-            &attachment.device,
-            access,
-            &attachment.sector_bytes.to_string(),
-            &attachment.identity,
-        ]);
-    }
-    finish(table)
+    let list = List {
+        titles: ["VOLUME", "KIND", "DEVICE", "ACCESS", "SECTOR", "IDENTITY"],
+        numbers: &[],
+        spare: &["IDENTITY", "SECTOR", "ACCESS", "KIND"],
+    };
+    let row = |attachment: &Attachment| {
+        [
+            attachment.volume_name.clone(),
+            attachment.kind.to_owned(),
+            attachment.device.clone(),
+            access(attachment.read_only),
+            attachment.sector_bytes.to_string(),
+            attachment.identity.clone(),
+        ]
+    };
+    list.show(&attachments.iter().map(row).collect::<Vec<_>>(), terminal_width())
+}
+
+fn access(read_only: bool) -> String {
+    if read_only { "read-only" } else { "read-write" }.to_owned()
 }
 
 /// Exports, one a line.
 pub(crate) fn exports(exports: &[Export]) -> String {
-    let mut table = columns(&["VOLUME", "KIND", "ACCESS", "URI"]);
-    for export in exports {
-        let access = if export.read_only { "read-only" } else { "read-write" };
-        table.add_row([&export.volume_name, export.kind, access, &export.uri]);
-    }
-    finish(table)
+    let list = List {
+        titles: ["VOLUME", "KIND", "ACCESS", "URI"],
+        numbers: &[],
+        spare: &["KIND", "ACCESS"],
+    };
+    let row = |export: &Export| {
+        [
+            export.volume_name.clone(),
+            export.kind.to_owned(),
+            access(export.read_only),
+            export.uri.clone(),
+        ]
+    };
+    list.show(&exports.iter().map(row).collect::<Vec<_>>(), terminal_width())
 }
 
 /// Extents, one a line, in bytes: exact numbers are what one lists extents for.
 pub(crate) fn extents(extents: &[Extent]) -> String {
-    let mut table = columns(&["OFFSET", "LENGTH", "STATE"]);
-    align_right(&mut table, &[0, 1]);
-    for extent in extents {
+    let list =
+        List { titles: ["OFFSET", "LENGTH", "STATE"], numbers: &["OFFSET", "LENGTH"], spare: &[] };
+    let row = |extent: &Extent| {
         let state = if extent.mapped { "data" } else { "zeros" };
-        table.add_row([extent.offset.to_string(), extent.length.to_string(), state.to_owned()]);
-    }
-    finish(table)
+        [extent.offset.to_string(), extent.length.to_string(), state.to_owned()]
+    };
+    list.show(&extents.iter().map(row).collect::<Vec<_>>(), None)
 }
 
 /// Seconds since the epoch as RFC 3339 in UTC.
@@ -319,6 +379,26 @@ db       volume       0 B      0 B      0 B  -                1970-01-01T00:00:0
 db-test  clone   10.0 GiB  3.0 MiB  4.0 KiB  (deleted, id 7)  1970-01-01T00:00:00Z  app=db
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn lines_fit_into_the_terminal() {
+        let named = Volume { source_name: Some("db".repeat(20)), ..clone_of_a_deleted_volume() };
+        let all = volumes_within(std::slice::from_ref(&named), None);
+        let width = all.lines().map(str::len).max().unwrap();
+        assert_eq!(volumes_within(std::slice::from_ref(&named), Some(width)), all);
+        assert!(all.contains(&format!("{} (deleted)", "db".repeat(20))), "{all}");
+        let mut columns = 8;
+        for width in (10..width).rev() {
+            let text = volumes_within(std::slice::from_ref(&named), Some(width));
+            assert!(text.lines().all(|line| line.len() <= width), "{width}:\n{text}");
+            let titles: Vec<&str> = text.lines().next().unwrap().split_whitespace().collect();
+            assert!(titles.len() <= columns && titles.contains(&"NAME"), "{titles:?}");
+            columns = titles.len();
+        }
+        assert_eq!(columns, 1);
+        // The name is all there is to go by: it is not cut.
+        assert_eq!(volumes_within(std::slice::from_ref(&named), Some(3)), "NAME\ndb-test\n");
     }
 
     #[test]

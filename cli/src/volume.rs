@@ -15,8 +15,8 @@ use crate::args::{
     VolumeCommand, VolumeCreateArgs,
 };
 use crate::client::{Client, by_name};
-use crate::error::Result;
-use crate::{export, import, table, view};
+use crate::error::{Error, Result};
+use crate::{export, import, order, table, view};
 
 /// Runs one command.
 pub(crate) async fn run(client: Client, output: Output, command: VolumeCommand) -> Result<()> {
@@ -32,7 +32,7 @@ pub(crate) async fn run(client: Client, output: Output, command: VolumeCommand) 
             modify(client, output, &name, request).await
         }
         VolumeCommand::Set(args) => set(client, output, args).await,
-        VolumeCommand::Delete { names } => delete(client, names).await,
+        VolumeCommand::Delete { names } => delete(client, output, names).await,
         VolumeCommand::Diff { base, name } => diff(client, output, &base, &name).await,
         VolumeCommand::Extents { name } => extents(client, output, &name).await,
         VolumeCommand::Export(args) => export::run(client, output, args).await,
@@ -42,13 +42,13 @@ pub(crate) async fn run(client: Client, output: Output, command: VolumeCommand) 
         }
         VolumeCommand::Serve { name: None, .. } => list_exports(client, output).await,
         VolumeCommand::Serve { name: Some(name), stop: true, .. } => {
-            stop_export(client, &name).await
+            stop_export(client, output, &name).await
         }
         VolumeCommand::Serve { name: Some(name), read_only, .. } => {
             serve(client, output, &name, read_only).await
         }
         VolumeCommand::Attach(args) => attach(client, output, args).await,
-        VolumeCommand::Detach { name } => detach(client, &name).await,
+        VolumeCommand::Detach { names } => detach(client, output, names).await,
         VolumeCommand::Attachments => list_attachments(client, output).await,
     }
 }
@@ -134,6 +134,7 @@ async fn list(mut client: Client, output: Output, args: ListArgs) -> Result<()> 
         let page = client.list_volumes(request.clone()).await?.into_inner();
         volumes.extend(page.volumes);
         if page.next_page_token.is_empty() {
+            volumes.sort_by(|a, b| order::natural(&a.name, &b.name));
             return print_volumes(output, volumes);
         }
         request.page_token = page.next_page_token;
@@ -171,11 +172,33 @@ async fn set(client: Client, output: Output, args: SetArgs) -> Result<()> {
     modify(client, output, &args.name, request).await
 }
 
-async fn delete(mut client: Client, names: Vec<String>) -> Result<()> {
+async fn delete(client: Client, output: Output, names: Vec<String>) -> Result<()> {
+    let (deleted, failures) = each(&names, async |name| {
+        let request = DeleteVolumeRequest { volume: by_name(name) };
+        let answer = client.clone().delete_volume(request).await?.into_inner();
+        Ok(view::Volume::from(answer.volume.unwrap_or_default()))
+    })
+    .await;
+    table::print_json(output, &deleted)?;
+    Error::all(failures)
+}
+
+/// Does `work` with each name, whatever becomes of the others.
+async fn each<T>(names: &[String], work: impl AsyncFn(&str) -> Result<T>) -> (Vec<T>, Vec<Error>) {
+    let (mut done, mut failures) = (Vec::new(), Vec::new());
     for name in names {
-        client.delete_volume(DeleteVolumeRequest { volume: by_name(name) }).await?;
+        match work(name).await {
+            Ok(one) => done.push(one),
+            Err(error) => {
+                let last = error.is_lost_connection();
+                failures.push(error);
+                if last {
+                    break;
+                }
+            }
+        }
     }
-    Ok(())
+    (done, failures)
 }
 
 async fn diff(mut client: Client, output: Output, base: &str, name: &str) -> Result<()> {
@@ -206,15 +229,17 @@ async fn serve(mut client: Client, output: Output, name: &str, read_only: bool) 
     table::print(output, &export, |export| export.uri.clone())
 }
 
-async fn stop_export(mut client: Client, name: &str) -> Result<()> {
+async fn stop_export(mut client: Client, output: Output, name: &str) -> Result<()> {
     let request = StopExportRequest { volume: by_name(name), ..StopExportRequest::default() };
-    client.stop_export(request).await?;
-    Ok(())
+    let answer = client.stop_export(request).await?.into_inner();
+    table::print_json(output, &view::Export::from(answer.export.unwrap_or_default()))
 }
 
 async fn list_exports(mut client: Client, output: Output) -> Result<()> {
     let answer = client.list_exports(ListExportsRequest {}).await?.into_inner();
-    let exports: Vec<view::Export> = answer.exports.into_iter().map(view::Export::from).collect();
+    let mut exports: Vec<view::Export> =
+        answer.exports.into_iter().map(view::Export::from).collect();
+    exports.sort_by(|a, b| order::natural(&a.volume_name, &b.volume_name));
     table::print(output, &exports, |exports| table::exports(exports))
 }
 
@@ -243,14 +268,24 @@ async fn attach(mut client: Client, output: Output, args: AttachArgs) -> Result<
     Ok(())
 }
 
-async fn detach(mut client: Client, name: &str) -> Result<()> {
-    client.detach_volume(DetachVolumeRequest { volume: by_name(name) }).await?;
-    Ok(())
+async fn detach(client: Client, output: Output, names: Vec<String>) -> Result<()> {
+    let (detached, failures) = each(&names, async |name| {
+        let request = DetachVolumeRequest { volume: by_name(name) };
+        let answer = client.clone().detach_volume(request).await?.into_inner();
+        answer.attachment.map(view::Attachment::from).ok_or_else(|| {
+            Error::not_found(format!("volume {name} is not attached"))
+                .hint("`pando volume attachments` lists what is attached")
+        })
+    })
+    .await;
+    table::print_json(output, &detached)?;
+    Error::all(failures)
 }
 
 async fn list_attachments(mut client: Client, output: Output) -> Result<()> {
     let answer = client.list_attachments(ListAttachmentsRequest {}).await?.into_inner();
-    let attachments: Vec<view::Attachment> =
+    let mut attachments: Vec<view::Attachment> =
         answer.attachments.into_iter().map(view::Attachment::from).collect();
+    attachments.sort_by(|a, b| order::natural(&a.volume_name, &b.volume_name));
     table::print(output, &attachments, |attachments| table::attachments(attachments))
 }

@@ -285,7 +285,7 @@ impl Pando for Pandod {
         self.call(|catalogue| {
             let id = catalogue.find(request.into_inner().volume)?.id;
             catalogue.volumes.remove(&id);
-            Ok(v1::DeleteVolumeResponse {})
+            Ok(v1::DeleteVolumeResponse::default())
         })
     }
 
@@ -328,7 +328,7 @@ impl Pando for Pandod {
     ) -> Answer<v1::DetachVolumeResponse> {
         self.call(|catalogue| {
             catalogue.find(request.into_inner().volume)?;
-            Ok(v1::DetachVolumeResponse {})
+            Ok(v1::DetachVolumeResponse::default())
         })
     }
 

@@ -137,11 +137,11 @@ impl Exports {
         Ok(export)
     }
 
-    /// Ends the export of a volume.
+    /// Ends the export of a volume and returns it.
     ///
     /// # Errors
     /// `NotFound` when it has none.
-    pub(super) async fn stop(&self, id: VolumeId, name: &str) -> Result<()> {
+    pub(super) async fn stop(&self, id: VolumeId, name: &str) -> Result<v1::Export> {
         // Held until it has ended: a new one would want the same socket.
         let mut started = self.started.lock().await;
         let Some(running) = started.remove(&id) else {
@@ -150,7 +150,7 @@ impl Exports {
                 .hint("`pando volume serve` lists what is exported"));
         };
         running.server.stop().await;
-        Ok(())
+        Ok(running.export)
     }
 
     /// The exports, of one volume or of all.

@@ -225,12 +225,17 @@ impl Pando for Service {
         request: Request<DeleteVolumeRequest>,
     ) -> Answer<DeleteVolumeResponse> {
         let info = self.resolve(request.into_inner().volume).await?;
-        let (id, name) = (info.id, info.name);
+        let id = info.id;
         // Held until the volume is gone, so that no export of it starts meanwhile.
-        let _claim = self.exports.claim(id, &name).await?;
-        self.engine.control(move |pool| async move { pool.delete(id).await }).await?;
-        info!(volume = name, id = id.get(), "volume deleted");
-        Ok(Response::new(DeleteVolumeResponse {}))
+        let _claim = self.exports.claim(id, &info.name).await?;
+        let deleted = self.engine.control(move |pool| async move {
+            let volume = convert::volume(&pool, pool.get(id)?);
+            pool.delete(id).await?;
+            Ok(volume)
+        });
+        let volume = deleted.await?;
+        info!(volume = volume.name, id = id.get(), "volume deleted");
+        Ok(Response::new(DeleteVolumeResponse { volume: Some(volume) }))
     }
 
     async fn list_extents(
@@ -307,8 +312,8 @@ impl Pando for Service {
 
     async fn stop_export(&self, request: Request<StopExportRequest>) -> Answer<StopExportResponse> {
         let info = self.resolve(request.into_inner().volume).await?;
-        self.exports.stop(info.id, &info.name).await?;
-        Ok(Response::new(StopExportResponse {}))
+        let export = self.exports.stop(info.id, &info.name).await?;
+        Ok(Response::new(StopExportResponse { export: Some(export) }))
     }
 
     async fn list_exports(
@@ -334,8 +339,8 @@ impl Pando for Service {
         request: Request<DetachVolumeRequest>,
     ) -> Answer<DetachVolumeResponse> {
         let id = self.resolve(request.into_inner().volume).await?.id;
-        self.attachments.detach(id).await?;
-        Ok(Response::new(DetachVolumeResponse {}))
+        let attachment = self.attachments.detach(id).await?;
+        Ok(Response::new(DetachVolumeResponse { attachment }))
     }
 
     async fn list_attachments(

@@ -159,7 +159,7 @@ fn users(kind: &str) {
     check_files(&files);
     mounted.unmount();
     detach(&system, "v");
-    detach(&system, "v");
+    assert_eq!(cli.refused(&["volume", "detach", "v"])["kind"], "not_found");
     cli.run(&["volume", "delete", "v"]);
     check_kernel_log();
 }

@@ -41,7 +41,7 @@ use crate::daemon::uses::Claim;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::driver::{Attached, DeviceKind, DeviceSpec, Home, Left};
 use crate::pool::VolumeInfo;
-use crate::units::{VolumeId, to_u64, to_usize};
+use crate::units::{Size, VolumeId, to_u64, to_usize};
 
 use drivers::Drivers;
 use records::{Record, Records};
@@ -215,7 +215,11 @@ impl Attachments {
         }
         if !info.size_bytes.is_multiple_of(u64::from(wish.sector_bytes)) {
             let (size, sector) = (info.size_bytes, wish.sector_bytes);
-            let what = format!("volume {}: {size} bytes are no sectors of {sector}", info.name);
+            let what = format!(
+                "volume {}: its size of {} is not a multiple of the sector size {sector}",
+                info.name,
+                Size(size)
+            );
             return Err(Error::invalid(what));
         }
         let claim = self.exports.use_as_device(info).await?;
@@ -292,11 +296,11 @@ impl Attachments {
         Ok(shown)
     }
 
-    /// Removes the device of a volume; there may be none.
+    /// Removes the device of a volume and returns it; there may be none.
     ///
     /// # Errors
     /// `Busy` while it is mounted, open or held, or the kind's own error; the device goes on.
-    pub(super) async fn detach(self: &Arc<Self>, id: VolumeId) -> Result<()> {
+    pub(super) async fn detach(self: &Arc<Self>, id: VolumeId) -> Result<Option<v1::Attachment>> {
         let own = Arc::clone(self);
         to_the_end(async move {
             let slot = own.slot(id);
@@ -309,19 +313,19 @@ impl Attachments {
         .await
     }
 
-    async fn detach_in(&self, slot: &Arc<Slot>, id: VolumeId) -> Result<()> {
+    async fn detach_in(&self, slot: &Arc<Slot>, id: VolumeId) -> Result<Option<v1::Attachment>> {
         // One that could not be taken back at the start has to go as well.
         if slot.get().is_none() {
             self.take_back(id, slot).await?;
         }
-        let Some(attachment) = slot.get() else { return Ok(()) };
+        let Some(attachment) = slot.get() else { return Ok(None) };
         let shown = &attachment.shown;
         let name = format!("volume {}", shown.volume_name);
         attachment.device.detach().await.map_err(|error| error.context(name))?;
         slot.attachment.lock().take();
         self.records.remove(id);
         info!(volume = shown.volume_name, device = shown.device, "volume is detached");
-        Ok(())
+        Ok(Some(shown.clone()))
     }
 
     /// Gives a volume a size by `grow`, and shows it to the users of its device, if it has one. The
@@ -410,7 +414,7 @@ impl Attachments {
             Err(error) => warn!(device, %error, "device does not outlive pandod"),
         }
         match self.detach_in(slot, id).await {
-            Ok(()) => true,
+            Ok(_) => true,
             Err(error) if error.kind() == ErrorKind::Busy => false,
             Err(error) => {
                 warn!(device, %error, "device is not detached");
