@@ -488,6 +488,78 @@ fn fio_finds_what_it_has_written() {
     assert_eq!(counter(&cli, "checksum_errors"), 0);
 }
 
+/// The commands of "Look into a snapshot" in docs/OPERATIONS.md.
+#[test]
+fn a_snapshot_is_looked_into() {
+    if !ready(&["mkfs.ext4", "mkfs.xfs", "fsfreeze"]) {
+        return;
+    }
+    let system = System::start("1GiB");
+    let cli = system.cli();
+    for (kind, look) in [("ext4", "ro,noload"), ("xfs", "ro,norecovery,nouuid")] {
+        cli.run(&["volume", "create", kind, "--size", "320MiB"]);
+        let device = attach(&cli, kind);
+        run(&format!("mkfs.{kind}"), &["-q", &device]);
+        let live = Mounted::new(&device, &system.path().join(kind));
+        let place = text(live.path());
+        fs::write(live.path().join("old"), kind).expect("room");
+        // Freezing brings it from the log to its place; what follows is in the log alone.
+        for step in ["--freeze", "--unfreeze"] {
+            run("fsfreeze", &[step, place]);
+        }
+        fs::write(live.path().join("new"), kind).expect("room");
+        run("sync", &["-f", place]);
+        let (snapshot, clone) = (format!("{kind}-snapshot"), format!("{kind}-clone"));
+        cli.run(&["snapshot", kind, &snapshot]);
+        let device = attach(&cli, &snapshot);
+        let place = system.path().join(&snapshot);
+        fs::create_dir(&place).expect("a directory");
+        let plain = output("mount", &["-o", "ro", &device, text(&place)]);
+        assert!(!plain.status.success(), "{kind}: the log would have to be replayed");
+        let mounted = Mounted::with(look, &device, &place);
+        assert_eq!(fs::read_to_string(place.join("old")).expect("a file"), kind);
+        mounted.unmount();
+        // A clone replays its log; XFS refuses a second file system of one UUID.
+        cli.run(&["clone", &snapshot, &clone]);
+        let device = attach(&cli, &clone);
+        let options = if kind == "xfs" { "nouuid" } else { "defaults" };
+        let mounted = Mounted::with(options, &device, &place);
+        assert_eq!(fs::read_to_string(place.join("new")).expect("a file"), kind);
+        mounted.unmount();
+        live.unmount();
+        cli.run(&["volume", "detach", kind, &snapshot, &clone]);
+    }
+}
+
+#[test]
+fn partitions_of_a_volume_become_devices() {
+    if !ready(&["partx", "mkfs.ext4"]) {
+        return;
+    }
+    let system = System::start("128MiB");
+    let cli = system.cli();
+    // One partition of 32 MiB behind the first MiB.
+    let mut disk = vec![0; 64 << 20];
+    disk[450] = 0x83;
+    disk[454..458].copy_from_slice(&2048_u32.to_le_bytes());
+    disk[458..462].copy_from_slice(&(64_u32 << 10).to_le_bytes());
+    disk[510..512].copy_from_slice(&[0x55, 0xAA]);
+    let image = system.path().join("disk");
+    fs::write(&image, disk).expect("a file");
+    cli.run(&["volume", "import", "disk", text(&image)]);
+    let device = attach(&cli, "disk");
+    run("partx", &["-a", &device]);
+    let part = format!("{device}p1");
+    run("mkfs.ext4", &["-q", &part]);
+    let mounted = Mounted::new(&part, &system.path().join("mnt"));
+    assert_eq!(cli.refused(&["volume", "detach", "disk"])["kind"], "busy");
+    mounted.unmount();
+    run("partx", &["-d", &device]);
+    detach(&cli, "disk");
+    assert!(!Path::new(&part).exists());
+    assert!(mapped(&cli, "disk") > 0);
+}
+
 #[test]
 fn many_come_and_go_at_once() {
     if !ready(&[]) {

@@ -50,8 +50,17 @@ impl Mounted {
     /// It cannot be mounted.
     #[must_use]
     pub fn new(device: &str, place: &Path) -> Self {
+        Self::with("defaults", device, place)
+    }
+
+    /// The same with `options` as `mount -o` takes them.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn with(options: &str, device: &str, place: &Path) -> Self {
         fs::create_dir_all(place).expect("a directory");
-        run("mount", &[device, text(place)]);
+        run("mount", &["-o", options, device, text(place)]);
         Self { place: place.to_owned() }
     }
 
