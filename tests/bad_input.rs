@@ -142,10 +142,8 @@ fn two_daemons_do_not_share_a_pool() {
     let shown = text(system.pool());
     let output = Command::new(programs().join("pandod"))
         .args(["--pool", shown])
-        .arg("--socket")
-        .arg(system.path().join("other/pando.sock"))
-        .arg("--nbd-dir")
-        .arg(system.path().join("other/nbd"))
+        .arg("--run-dir")
+        .arg(system.path().join("other"))
         .output()
         .expect("pandod starts");
     assert_eq!(output.status.code(), Some(1));

@@ -163,8 +163,8 @@ fn a_check_finds_what_a_start_would() {
         ("cache = 'lots'", &["cache = 'lots'", "\"lots\" is not a size", "powers of 1024"]),
         ("log.level = 'loud'", &["log.level = \"loud\"", "error, warn, info, debug, trace"]),
         (
-            "[nbd_tls]\nlisten = '127.0.0.1:0'\ncertificate = '/none'\nkey = '/k'\nclient_ca = '/c'",
-            &["nbd_tls", "/none"],
+            "[nbd_tls]\nlisten = '127.0.0.1:0'\ncertificate = '/c'\nkey = '/k'\nclient_ca = '/none'",
+            &["nbd_tls", "/none", "No such file"],
         ),
     ] {
         let (code, out, err) = check(&home, lines);

@@ -38,7 +38,7 @@ fn failures_say_what_to_do_next() {
     assert!(told.contains("\nhint: start it with "), "{told}");
     let failed = pando(dir.path(), &["volume", "list", "--output", "json"]);
     let told: serde_json::Value = serde_json::from_slice(&failed.stderr).unwrap();
-    assert!(told["hint"].as_str().unwrap().contains("systemctl start pandod"), "{told}");
+    assert!(told["hint"].as_str().unwrap().contains("`pandod --pool POOL --socket "), "{told}");
 }
 
 #[test]

@@ -213,7 +213,14 @@ impl System {
         let path = self.path().join("pandod.toml");
         let shown = |path: &Path| format!("{:?}", path.to_str().expect("paths of tests are text"));
         let mut text = String::new();
-        let lines = [("pool", shown(&self.pool)), ("run_dir", shown(self.path()))];
+        // Each by itself: daemons of earlier versions, which campaigns start, have no `run_dir`.
+        let lines = [
+            ("pool", shown(&self.pool)),
+            ("socket", shown(&self.socket())),
+            ("nbd_dir", shown(&self.path().join("nbd"))),
+            ("devices_dir", shown(&self.path().join("devices"))),
+            ("journal_dir", shown(&self.path().join("journal"))),
+        ];
         for (key, value) in lines {
             writeln!(text, "{key} = {value}").expect("text grows");
         }
