@@ -9,9 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pando_engine::disk::{Allocate, Disk, PoolFile};
+use pando_engine::error;
 use pando_engine::pool::{DumpForm, FormatOptions, Pool, check_offline, dump_offline};
 use pando_engine::shard::{Shard, ShardHandle};
-use pando_engine::units::{BLOCK_BYTES, Size};
+use pando_engine::units::Size;
 use uuid::Uuid;
 
 use crate::args::{Allocation, Output, PoolCreateArgs};
@@ -111,11 +112,13 @@ fn open_existing(args: &PoolCreateArgs) -> Result<PoolFile> {
 /// Lets `work` look at the pool at `path`. Nothing is written: the journal is not replayed.
 async fn look<R, F>(path: &Path, work: F) -> Result<R>
 where
-    F: AsyncFnOnce(&Rc<dyn Disk>) -> pando_engine::error::Result<R> + Send + 'static,
+    F: AsyncFnOnce(&Rc<dyn Disk>) -> error::Result<R> + Send + 'static,
     R: Send + 'static,
 {
     let file = Arc::new(PoolFile::open(path).map_err(|error| match error.kind() {
-        ErrorKind::Busy => error.hint("if pandod runs on it, leave out --offline, or stop pandod"),
+        error::ErrorKind::Busy => {
+            error.hint("if pandod runs on it, leave out --offline, or stop pandod")
+        }
         _ => error,
     })?);
     let done = shard()?.call(move || async move { work(&file.disk()).await });

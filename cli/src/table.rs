@@ -215,8 +215,16 @@ pub(crate) fn pool(pool: &Pool) -> String {
     let mut row = |name: &str, value: String| {
         table.add_row([name.to_owned(), value]);
     };
-    let health =
-        pool.poisoned.as_ref().map_or_else(|| "good".to_owned(), |why| format!("POISONED: {why}"));
+    let used = pool.used_percent();
+    let health = match (&pool.poisoned, pool.health) {
+        (Some(why), _) => format!("POISONED: {why}"),
+        (None, "full") => format!(
+            "FULL ({used} %): writes that need new space get ENOSPC; delete volumes or snapshots, or \
+             grow the pool"
+        ),
+        (None, "warning") => format!("warning: {used} % full"),
+        (None, health) => health.to_owned(),
+    };
     row("pool", pool.path.clone());
     row("uuid", pool.uuid.clone());
     row("health", health);
@@ -429,5 +437,27 @@ db-test  clone   10.0 GiB  3.0 MiB  4.0 KiB  (deleted, id 7)  1970-01-01T00:00:0
         let text = pool(&pool_view);
         assert!(text.starts_with("pool"), "no margin: {text}");
         assert!(text.contains("\nhealth       POISONED: flush failed\n"), "{text}");
+    }
+
+    #[test]
+    fn a_pool_that_fills_up_is_not_called_good() {
+        let health = |free_bytes, available_bytes, pending_bytes| {
+            let view = Pool::from(v1::Pool {
+                usable_bytes: 1000,
+                free_bytes,
+                available_bytes,
+                pending_bytes,
+                ..v1::Pool::default()
+            });
+            let text = pool(&view);
+            let line = text.lines().find(|line| line.starts_with("health")).expect("a line");
+            (view.health, line.to_owned())
+        };
+        assert_eq!(health(500, 400, 0), ("good", "health       good".to_owned()));
+        assert_eq!(health(30, 10, 0), ("warning", "health       warning: 97 % full".to_owned()));
+        assert_eq!(health(30, 10, 600).0, "good", "what comes back counts as free");
+        let (health, line) = health(30, 0, 0);
+        assert_eq!(health, "full");
+        assert!(line.starts_with("health       FULL (97 %): writes that need"), "{line}");
     }
 }

@@ -198,11 +198,14 @@ impl From<v1::ChangedExtent> for Extent {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Pool {
+    /// `good`, `warning`, `full` or `poisoned`.
+    pub health: &'static str,
     pub uuid: String,
     pub path: String,
     pub size_bytes: u64,
     pub usable_bytes: u64,
     pub free_bytes: u64,
+    pub available_bytes: u64,
     pub pending_bytes: u64,
     pub reserve_bytes: u64,
     pub provisioned_bytes: u64,
@@ -229,9 +232,30 @@ impl Pool {
     }
 }
 
+/// The part of the pool in use from which on there is a warning, in percent: the daemon's first
+/// watermark.
+const WARNING_PERCENT: u64 = 80;
+
+fn health(pool: &v1::Pool) -> &'static str {
+    let used = pool.usable_bytes.saturating_sub(pool.free_bytes.saturating_add(pool.pending_bytes));
+    let warns =
+        u128::from(used) * 100 >= u128::from(WARNING_PERCENT) * u128::from(pool.usable_bytes);
+    if !pool.poisoned.is_empty() {
+        "poisoned"
+    } else if pool.available_bytes == 0 && pool.pending_bytes == 0 {
+        "full"
+    } else if warns {
+        "warning"
+    } else {
+        "good"
+    }
+}
+
 impl From<v1::Pool> for Pool {
     fn from(pool: v1::Pool) -> Self {
         Self {
+            health: health(&pool),
+            available_bytes: pool.available_bytes,
             uuid: pool.uuid,
             path: pool.path,
             size_bytes: pool.size_bytes,

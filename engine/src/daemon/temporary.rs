@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use pando_proto::TEMPORARY_LABEL;
 use tracing::{info, warn};
 
 use crate::daemon::convert::now;
@@ -14,6 +13,7 @@ use crate::daemon::uses::Claim;
 use crate::error::{Error, Result};
 use crate::limits::LIST_PAGE_MAX;
 use crate::pool::{CreateVolume, IoLimits, Source, VolumeInfo};
+use crate::state::TEMPORARY_LABEL;
 
 /// Whether a volume is not to stay.
 pub(super) fn is_temporary(info: &VolumeInfo) -> bool {

@@ -146,6 +146,13 @@ impl Families {
     }
 }
 
+#[cfg(feature = "daemon")]
+const _: () = assert!(
+    matches!(TEMPORARY_LABEL.as_bytes(), b"pando/temporary")
+        && matches!(pando_proto::TEMPORARY_LABEL.as_bytes(), b"pando/temporary"),
+    "the API names the label"
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;
