@@ -291,7 +291,7 @@ fn hints_help_with_what_has_failed() {
     assert_eq!(hint(&cli, &create, "use --force to lose that"), none);
     // Sizes are named as people write them, with their bounds.
     let new = system.path().join("new");
-    for (size, bound) in [("10", "at least 328 KiB"), ("65TiB", "the largest has 64 TiB")] {
+    for (size, bound) in [("8k", "at least 328 KiB"), ("65TiB", "the largest has 64 TiB")] {
         assert_eq!(hint(&cli, &["pool", "create", text(&new), "--size", size], bound), none);
         assert!(!new.exists());
     }

@@ -382,7 +382,7 @@ fn parse_blocks(text: &str) -> Result<u64, String> {
         0 => Ok(bytes),
         rest => Err(format!(
             "{bytes} bytes are not a multiple of {BLOCK_BYTES}, the size of a block; {} are",
-            bytes - rest
+            (bytes - rest).max(BLOCK_BYTES)
         )),
     }
 }
@@ -428,6 +428,7 @@ mod tests {
         let message = parse_blocks("10GB").unwrap_err();
         assert!(message.starts_with("10000000000 bytes are not a multiple of 4096"), "{message}");
         assert!(message.ends_with("9999998976 are"), "{message}");
+        assert!(parse_blocks("10").unwrap_err().ends_with("; 4096 are"));
         assert!(parse_blocks("lots").unwrap_err().contains("powers of 1024"));
     }
 

@@ -408,13 +408,15 @@ impl Pool {
         let state = &inner.state;
         let snapshots = state.volumes.values().filter(|v| v.entry.snapshot).count();
         let waiting: u64 = state.reuse.waiting().map(|run| run.len).sum();
+        let discarding = state.reuse.discarding().map_or(0, |run| run.len);
         let freed = state.log.iter().filter(|d| d.change == crate::map::RefChange::DataDown);
         let freed: u64 = freed.map(|d| u64::from(d.count)).sum();
         PoolStatus {
             uuid: state.uuid,
             size_bytes: state.geometry.pool_blocks * BLOCK_BYTES,
             usable_bytes: state.geometry.usable_blocks() * BLOCK_BYTES,
-            free_bytes: state.space.free() * BLOCK_BYTES,
+            // What is being discarded is free: it can be had as soon as that is done.
+            free_bytes: (state.space.free() + discarding) * BLOCK_BYTES,
             pending_bytes: (waiting + freed) * BLOCK_BYTES,
             reserve_bytes: inner.growth_reserve() * BLOCK_BYTES,
             provisioned_bytes: state.volumes.values().map(|v| v.entry.size_bytes).sum(),

@@ -18,7 +18,7 @@ use crate::tools::{present, run, text};
 use crate::{Csi, System};
 
 const MIB: i64 = 1 << 20;
-const KINDS: [(&str, i64); 3] = [("ext4", 64 * MIB), ("xfs", 320 * MIB), ("btrfs", 128 * MIB)];
+const KINDS: [(&str, i64); 3] = [("ext4", 64 * MIB), ("xfs", 320 * MIB), ("btrfs", 256 * MIB)];
 /// Sources that are cloned while they are formatted.
 const ROUNDS: u64 = 6;
 
