@@ -337,8 +337,7 @@ impl Pool {
         drop(write.done.send(Err(error)));
     }
 
-    /// Writes that were refused for lack of space since the last call, by volume, at most
-    /// [`REFUSED_NAMES_MAX`] of them.
+    /// Writes that were refused for lack of space since the last call, by volume: 16 volumes at most.
     #[must_use]
     pub fn take_refusals(&self) -> BTreeMap<String, u64> {
         std::mem::take(&mut self.core.lock().refusals).by_volume

@@ -474,6 +474,10 @@ mod tests {
         assert_eq!(space.claim(640), Claim::Run(run(80, 48)), "runs are merged");
         space.unclaim(run(80, 48)).expect("claimed");
         assert_eq!(space.claim(640), Claim::Nothing);
+        space.take_exactly(run(16, 16)).expect("free");
+        space.release(run(16, 16)).expect("taken");
+        space.take_exactly(run(20, 1)).expect("free");
+        assert_eq!(space.claim(640), Claim::Nothing, "20 is in use again");
         assert_eq!(space.wrong_sums(), Vec::<String>::new());
     }
 

@@ -102,8 +102,8 @@ fn overwrites_of_what_an_export_reads_do_not_use_the_reserve() {
         let a = pool.create(promised("a", 0, 0)).await.unwrap().id;
         let got = fill(&pool, a, 4096).await;
         let copy = pool.create(temporary("export", a)).await.unwrap().id;
-        assert!(fill(&pool, a, got).await < 60, "each overwrite takes a block");
-        assert!(pool.status().free_bytes > 0);
+        let overwritten = fill(&pool, a, got).await;
+        assert!(overwritten < 10, "each takes a block, and the pool is full: {overwritten}");
         delete_and_settle(&pool, copy).await;
         assert_eq!(fill(&pool, a, got).await, got, "and gives it back now");
         drain(&pool).await.unwrap();
