@@ -162,6 +162,7 @@ impl Config {
             "default_size = {}: 4 KiB to 64 TiB, a multiple of 512",
             self.default_size_bytes
         );
+        crate::server::filter(&self.log.level)?;
         Ok(())
     }
 
@@ -231,6 +232,8 @@ mod tests {
             ("default_size = '1000'", "multiple of 512"),
             ("default_size = 'lots'", "powers of 1024"),
             ("[log]\nlevle = 'info'", "levle"),
+            ("[log]\nlevel = 'loud'", "\"loud\" is not a level; write error, warn, info"),
+            ("[log]\nlevel = 'pando_csi=loud'", "write error, warn, info"),
         ];
         for (line, expected) in cases {
             let text = format!("{:#}", refusal(line));

@@ -78,7 +78,9 @@ fn run(args: Args) -> Result<()> {
     let check_only = args.check_config;
     let config = args.configuration()?;
     if check_only {
-        return Ok(());
+        let (endpoint, node) = (config.endpoint.display(), &config.node_id);
+        let answer = format!("the configuration is valid: node {node}, socket {endpoint}");
+        return Ok(writeln!(std::io::stdout().lock(), "{answer}")?);
     }
     pando_csi::init_log(&config.log)?;
     pando_csi::run(config)

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context as Waking, Poll};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic::body::Body;
@@ -22,6 +22,7 @@ use tower::Service;
 use tower::layer::layer_fn;
 use tracing::{debug, info, warn};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::adapter::Adapter;
 use crate::config::{Config, Log, LogFormat};
@@ -48,15 +49,29 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// Crates below that tell of every frame.
 const QUIET: &str = "h2=warn,hyper=warn,tower=warn";
 
+/// The filter that `level` asks for.
+///
+/// # Errors
+/// It is not a filter; with what is allowed.
+pub(crate) fn filter(level: &str) -> Result<EnvFilter> {
+    let allowed = "write error, warn, info, debug, trace or off, or a filter such as \
+                   info,pando_csi=debug";
+    // `EnvFilter` takes a word that is not a level for the name of a module, the only one to log.
+    let mut words = level.split(',').filter(|directive| !directive.contains(['=', '[']));
+    if let Some(word) = words.find(|word| word.is_empty() || word.parse::<LevelFilter>().is_err()) {
+        bail!("log.level = {level:?}: {word:?} is not a level; {allowed}");
+    }
+    EnvFilter::try_new(format!("{QUIET},{level}"))
+        .with_context(|| format!("log.level = {level:?}; {allowed}"))
+}
+
 /// Starts logging for the life of the process.
 ///
 /// # Errors
 /// The level is no filter, or logging was started before.
 pub fn init_log(log: &Log) -> Result<()> {
-    let filter = EnvFilter::try_new(format!("{QUIET},{}", log.level))
-        .with_context(|| format!("log.level = {:?}", log.level))?;
     let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter(&log.level)?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     let started = match log.format {
