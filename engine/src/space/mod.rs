@@ -29,6 +29,9 @@ use discard::FreedUnits;
 
 /// Freed units that [`Space::claim`] looks at in one call.
 const CLAIM_LOOKS: usize = 64;
+/// The share of a group that is freed in pieces before the group is loaded to look for units among
+/// them: a load reads less than a hundredth of what was freed.
+const PIECES_SHARE: u64 = 4;
 /// Loaded groups that are kept; 8 KiB each at most.
 const LOADED_MAX: usize = 256;
 
@@ -79,6 +82,15 @@ struct Group {
     outstanding: u64,
     /// The seal whose checkpoint has the last takes in its tables.
     touched: u64,
+    /// Blocks that were freed in pieces of units while the bitmap was not loaded.
+    pieces: u64,
+}
+
+impl Group {
+    /// A group that is not loaded.
+    const fn new(free: u64) -> Self {
+        Self { free, bitmap: None, outstanding: 0, touched: 0, pieces: 0 }
+    }
 }
 
 /// The free blocks of the pool.
@@ -99,8 +111,7 @@ impl Space {
     /// A pool with `free[i]` free blocks in group *i*, none loaded.
     #[must_use]
     pub fn new(geometry: Geometry, free: impl Iterator<Item = u64>) -> Self {
-        let groups: Vec<Group> =
-            free.map(|free| Group { free, bitmap: None, outstanding: 0, touched: 0 }).collect();
+        let groups: Vec<Group> = free.map(Group::new).collect();
         let free = groups.iter().map(|g| g.free).sum();
         Self {
             geometry,
@@ -239,16 +250,33 @@ impl Space {
     pub fn release(&mut self, run: Run) -> crate::error::Result<()> {
         self.give_back(run)?;
         let Some(freed) = &mut self.freed else { return Ok(()) };
+        let (group, _) = self.geometry.locate(run.block).expect("it was given back");
+        let entry = &mut self.groups[to_usize(group)];
+        let mut pieces = 0;
         for unit in freed.touched(run) {
             let covered = run.block <= unit.block && unit.end() <= run.end();
-            // The bitmap alone knows the rest of it. Where that is not loaded, pieces are not merged.
-            let free = || {
-                let (group, index) = self.geometry.locate(unit.block)?;
-                self.groups[to_usize(group)].bitmap.as_ref().map(|m| m.all_free(index, unit.len))
+            let whole = || {
+                let (_, index) = self.geometry.locate(unit.block)?;
+                let inside = self.geometry.holds_run(unit.block, unit.len);
+                Some(inside && entry.bitmap.as_ref()?.all_free(index, unit.len))
             };
-            if covered || (self.geometry.holds_run(unit.block, unit.len) && free() == Some(true)) {
+            if covered || whole() == Some(true) {
                 freed.insert(unit);
+            } else {
+                pieces += unit.len;
             }
+        }
+        if entry.bitmap.is_some() {
+            return Ok(());
+        }
+        // The bitmap alone knows which pieces make a unit. It is loaded for many of them at once.
+        entry.pieces += pieces.min(run.len);
+        let len = self.geometry.group_len(group);
+        if entry.pieces >= len / PIECES_SHARE {
+            entry.pieces = 0;
+            let all = Run { block: self.geometry.block_at(group, 0), len };
+            let units = freed.touched(all);
+            units.filter(|u| self.geometry.holds_run(u.block, u.len)).for_each(|u| freed.insert(u));
         }
         Ok(())
     }
@@ -335,7 +363,7 @@ impl Space {
         self.geometry = geometry;
         for (index, free) in free.enumerate() {
             if index >= self.groups.len() {
-                self.groups.push(Group { free, bitmap: None, outstanding: 0, touched: 0 });
+                self.groups.push(Group::new(free));
                 self.free += free;
             }
         }
@@ -481,21 +509,38 @@ mod tests {
         assert_eq!(space.wrong_sums(), Vec::<String>::new());
     }
 
-    /// What is known of a group that is not loaded: what came back in one piece.
+    /// What is known of a group that is not loaded: what came back in one piece, and how much in
+    /// smaller ones.
     #[test]
-    fn a_group_is_loaded_for_what_was_freed_whole() {
+    fn a_group_is_loaded_for_what_was_freed_there() {
         let geometry = Geometry::new(2100, 8, 1).expect("a pool");
-        let groups = (0..geometry.groups()).map(|g| geometry.group_len(g).saturating_sub(40));
-        let mut space = Space::new(geometry, groups);
-        space.note_freed(16);
         let run = |block, len| Run { block: BlockNo::new(block), len };
+        let unloaded = || {
+            let groups = (0..geometry.groups()).map(|_| 0);
+            let mut space = Space::new(geometry, groups);
+            space.note_freed(16);
+            space
+        };
+        let mut space = unloaded();
         space.release(run(16, 8)).expect("believed");
         space.release(run(24, 8)).expect("believed");
         assert_eq!(space.claim(64), Claim::Nothing);
-        space.release(run(30, 24)).expect("believed");
+        space.release(run(32, 24)).expect("believed");
         assert_eq!(space.claim(64), Claim::Load(0));
         space.install(0, free(PAGE_ENTRIES));
         assert_eq!(space.claim(64), Claim::Run(run(32, 16)));
+        let mut space = unloaded();
+        for piece in 0..PAGE_ENTRIES / PIECES_SHARE / 8 {
+            assert_eq!(space.claim(64), Claim::Nothing, "piece {piece}");
+            space.release(run(16 + 8 * piece, 8)).expect("believed");
+        }
+        space.release(run(16 + PAGE_ENTRIES / 2, 8)).expect("believed");
+        assert_eq!(space.claim(64), Claim::Load(0));
+        let mut bitmap = free(PAGE_ENTRIES);
+        bitmap.set(20, 1, false);
+        space.install(0, bitmap);
+        assert_eq!(space.claim(64), Claim::Run(run(16, 16)), "the next is in use in part");
+        assert_eq!(space.claim(64), Claim::Run(run(48, 64)));
     }
 
     #[test]

@@ -30,8 +30,10 @@ pub enum Rare {
     CopyOfFreshRoot,
     /// The power failed while deletions were under way.
     DeletionCut,
-    /// A freed block waited for its reader or its discard.
+    /// A freed block waited for its reader, or a free one for its discard.
     FreedBlockWaited,
+    /// The power failed while a discard was under way.
+    DiscardCut,
     /// Of two writes to parts of one block the second had to merge again.
     MergeOvertaken,
     /// The power failed while what a killed process had left was being recovered.
@@ -44,7 +46,7 @@ pub enum Rare {
 
 impl Rare {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::JournalLap,
         Self::SplitInReplay,
         Self::CheckpointWhenFull,
@@ -53,6 +55,7 @@ impl Rare {
         Self::CopyOfFreshRoot,
         Self::DeletionCut,
         Self::FreedBlockWaited,
+        Self::DiscardCut,
         Self::MergeOvertaken,
         Self::RecoveryFromKillCut,
         Self::HalfSuperblock,
@@ -71,6 +74,7 @@ impl Rare {
             Self::CopyOfFreshRoot => "copy of a root that no checkpoint has seen",
             Self::DeletionCut => "cut while deletions were under way",
             Self::FreedBlockWaited => "freed block waited for reader or discard",
+            Self::DiscardCut => "cut while a discard was under way",
             Self::MergeOvertaken => "merge overtaken",
             Self::RecoveryFromKillCut => "cut in the recovery from a kill",
             Self::HalfSuperblock => "superblock written at one end only",
@@ -134,12 +138,16 @@ impl Rares {
         let inner = pool.core.lock();
         let deleting = inner.drops_pending > 0;
         let waits = inner.state.reuse.waiting().next().is_some();
+        let discarding = inner.state.reuse.discarding().is_some();
         drop(inner);
         if deleting {
             self.met(Rare::DeletionCut);
         }
         if waits {
             self.met(Rare::FreedBlockWaited);
+        }
+        if discarding {
+            self.met(Rare::DiscardCut);
         }
     }
 }
