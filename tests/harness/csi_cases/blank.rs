@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use pando_csi::proto::csi::controller_client::ControllerClient;
 use pando_csi::proto::csi::node_client::NodeClient;
@@ -139,9 +140,16 @@ pub fn clones_made_meanwhile_are_usable(device: Device) {
         let staged = Arc::new(AtomicBool::new(false));
         let (channel, done) = (csi.channel(), Arc::clone(&staged));
         let staging = csi.begin(async move {
-            let answer = NodeClient::new(channel).node_stage_volume(request).await;
-            done.store(true, Ordering::Release);
-            answer
+            let mut node = NodeClient::new(channel);
+            loop {
+                let answer = node.node_stage_volume(request.clone()).await;
+                if answer.as_ref().err().is_some_and(|error| error.code() == Code::Aborted) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
+                done.store(true, Ordering::Release);
+                return answer;
+            }
         });
         let clones = clone_until(&csi, device, (&source, round), (kind, bytes), &staged);
         csi.wait(staging).expect("a task").expect("the volume is staged");
