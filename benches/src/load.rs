@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use pando_engine::device::BlockDevice;
+use pando_engine::disk::Disk;
 use pando_engine::disk::sim::Rng;
-use pando_engine::disk::{Buf, Disk};
 use pando_engine::error::Result;
+use pando_engine::runtime::Buf;
 use pando_engine::units::BlockNo;
 
 /// Bytes of each request.

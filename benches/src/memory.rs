@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use futures_util::future::join_all;
 use pando_engine::device::BlockDevice;
-use pando_engine::disk::executor::Executor;
+use pando_engine::disk::Disk;
 use pando_engine::disk::file::{Allocate, PoolFile};
-use pando_engine::disk::reactor::ReactorDriver;
 use pando_engine::disk::sim::Rng;
-use pando_engine::disk::{Buf, Clock, Disk, LocalFuture};
 use pando_engine::error::Result as DiskResult;
 use pando_engine::pool::Pool;
+use pando_engine::runtime::executor::Executor;
+use pando_engine::runtime::reactor::ReactorDriver;
+use pando_engine::runtime::{Buf, Clock, LocalFuture};
 use pando_engine::units::BlockNo;
 
 use crate::rig::{self, RigOptions};

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use futures_util::future::{Either, select};
-use pando_engine::disk::reactor;
 use pando_engine::disk::sim::Rng;
 use pando_engine::pool::{Pool, VolumeInfo};
+use pando_engine::runtime::reactor;
 use pando_engine::units::Lba;
 
 use crate::load::{self, Kind};

@@ -6,16 +6,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pando_engine::device::BlockDevice;
-use pando_engine::disk::executor::{Executor, spawn_local};
+use pando_engine::disk::Disk;
 use pando_engine::disk::file::{Allocate, PoolFile};
 use pando_engine::disk::mem::MemDisk;
-use pando_engine::disk::park::ThreadDriver;
-use pando_engine::disk::reactor::ReactorDriver;
-use pando_engine::disk::{Buf, Disk};
 use pando_engine::error::Result;
 use pando_engine::pool::{
     CreateVolume, FormatOptions, IoLimits, OpenOptions, Pool, Source, VolumeInfo,
 };
+use pando_engine::runtime::Buf;
+use pando_engine::runtime::executor::{Executor, spawn_local};
+use pando_engine::runtime::park::ThreadDriver;
+use pando_engine::runtime::reactor::ReactorDriver;
 use pando_engine::units::BlockNo;
 
 /// How to make a pool for a benchmark.

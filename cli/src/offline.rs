@@ -11,7 +11,7 @@ use std::sync::Arc;
 use pando_engine::disk::{Allocate, Disk, PoolFile};
 use pando_engine::error;
 use pando_engine::pool::{DumpForm, FormatOptions, Pool, check_offline, dump_offline};
-use pando_engine::shard::{Shard, ShardHandle};
+use pando_engine::runtime::shard::{Shard, ShardHandle};
 use pando_engine::units::Size;
 use uuid::Uuid;
 

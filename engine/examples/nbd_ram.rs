@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pando_engine::disk::executor::Executor;
-use pando_engine::disk::park::ThreadDriver;
 use pando_engine::export::nbd::{NbdServer, ServerOptions};
 use pando_engine::export::testing::{RamDisk, RamExports};
-use pando_engine::shard::{Shard, ShardOptions};
+use pando_engine::runtime::executor::Executor;
+use pando_engine::runtime::park::ThreadDriver;
+use pando_engine::runtime::shard::{Shard, ShardOptions};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);

@@ -3,9 +3,9 @@
 //! Every export goes through [`BlockDevice`] and through [`check_range`], so that there is one
 //! range check for all of them. Offsets and lengths are bytes, multiples of 512.
 
-use crate::disk::{Buf, LocalFuture};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::REQUEST_BYTES_MAX;
+use crate::runtime::{Buf, LocalFuture};
 use crate::units::{SECTOR_BYTES, Size};
 
 /// A run of a volume that is mapped (holds data) or not (reads as zeros).

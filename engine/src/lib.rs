@@ -3,13 +3,14 @@
 //! ```text
 //!          daemon: config, rpc, metrics
 //!          export/   nbd
-//!          volume    device: the narrow waist        shard
+//!          volume    device: the narrow waist
 //!          pool/     open read write flush snapshot clone delete check scrub
 //!          checkpoint/        journal/
 //!          state/    catalogue, apply(): the one door
 //!          map/      B+tree of extents          space/   groups, reference counts, checksums
-//!          format/   bytes                      disk/    io_uring, simulated
-//!          units, limits, error, crc, sync
+//!          format/   bytes                      disk/    files, block devices, simulated
+//!                                               runtime/ thread, ring, executor, locks
+//!          units, limits, error, crc
 //! ```
 //!
 //! Arrows only point down; `tests/tidy.rs` enforces it. The layout on disk is `docs/FORMAT.md`.
@@ -27,10 +28,9 @@ pub mod journal;
 pub mod limits;
 pub mod map;
 pub mod pool;
-pub mod shard;
+pub mod runtime;
 pub mod space;
 pub mod state;
-pub mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod units;

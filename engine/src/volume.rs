@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use crate::device::{BlockDevice, MappedRun, ReadData, ZeroFlags, check_payload, check_range};
-use crate::disk::{Buf, LocalFuture};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::{Outcome, Pool, Throttle};
+use crate::runtime::{Buf, LocalFuture};
 use crate::units::{
     BLOCK_BYTES, BLOCK_SIZE, BlockNo, Lba, VolumeId, blocks_for, to_u32, to_u64, to_usize,
 };

@@ -4,10 +4,10 @@
 use std::rc::Rc;
 
 use pando_engine::device::{BlockDevice, ZeroFlags};
-use pando_engine::disk::Buf;
 use pando_engine::disk::sim::{CutPlan, Rng, SimDisk, SimImage, SimOptions};
 use pando_engine::error::ErrorKind;
 use pando_engine::pool::{FormatOptions, ModifyVolume, Pool};
+use pando_engine::runtime::Buf;
 use pando_engine::testing::crash::plans;
 use pando_engine::testing::model::Birth;
 use pando_engine::testing::run::{check_sound, observe, perform};

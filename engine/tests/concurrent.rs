@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use futures_util::future::{join, join_all};
-use pando_engine::disk::executor::end_of_turn;
 use pando_engine::disk::sim::{Rng, SimDisk, SimOptions};
 use pando_engine::error::ErrorKind;
 use pando_engine::pool::Pool;
+use pando_engine::runtime::executor::end_of_turn;
 use pando_engine::testing::crash::plans;
 use pando_engine::testing::model::{BLOCK_SECTORS, Birth, ModelVolume};
 use pando_engine::testing::run::{check_sound, drain, observe, perform};

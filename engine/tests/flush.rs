@@ -6,11 +6,11 @@ use std::rc::Rc;
 
 use futures_util::FutureExt;
 use pando_engine::device::BlockDevice;
-use pando_engine::disk::Buf;
-use pando_engine::disk::executor::{end_of_turn, spawn_local};
 use pando_engine::disk::sim::{CutPlan, Effect, Fault, FaultOp, SimDisk, SimImage, SimOptions};
 use pando_engine::error::{ErrorKind, Result};
 use pando_engine::pool::{OpenOptions, Pool};
+use pando_engine::runtime::Buf;
+use pando_engine::runtime::executor::{end_of_turn, spawn_local};
 use pando_engine::testing::gate::{Gate, pass_time};
 use pando_engine::testing::model::Birth;
 use pando_engine::testing::run::perform;

@@ -5,9 +5,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use pando_engine::device::{BlockDevice, ZeroFlags};
-use pando_engine::disk::Buf;
 use pando_engine::disk::sim::{CutPlan, SimDisk, SimOptions};
 use pando_engine::error::Result;
+use pando_engine::runtime::Buf;
 use pando_engine::testing::model::Birth;
 use pando_engine::testing::run::perform;
 use pando_engine::testing::{Config, Op};

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use futures_util::future::join_all;
-use pando_engine::disk::executor::spawn_local;
 use pando_engine::disk::sim::{SimDisk, SimOptions};
 use pando_engine::error::ErrorKind;
 use pando_engine::map::Fanout;
 use pando_engine::pool::{CreateVolume, IoLimits, ModifyVolume, OpenOptions, Pool, Source};
+use pando_engine::runtime::executor::spawn_local;
 use pando_engine::testing::model::{BLOCK_SECTORS, Birth};
 use pando_engine::testing::run::{
     Blocks, Life, SharedLog, check_sound, drain, observe, perform, settle, step,
@@ -123,7 +123,7 @@ fn a_record_of_many_writes_keeps_the_nodes_that_it_needs() {
         for round in 0..60 {
             let writes = (0..16).map(|n| {
                 let block = (n * 251 + round * 37) % 1500;
-                device.write(block * 4096, 4096, pando_engine::disk::Buf::zeroed(1), false)
+                device.write(block * 4096, 4096, pando_engine::runtime::Buf::zeroed(1), false)
             });
             for done in join_all(writes).await {
                 done.expect("there is room");
@@ -157,7 +157,7 @@ fn a_full_pool_has_room_for_its_catalogues() {
         let device = pool.device(ids[0]).expect("it exists");
         let mut filled = 0;
         let write = async |block: u64| {
-            let buf = pando_engine::disk::Buf::zeroed(1);
+            let buf = pando_engine::runtime::Buf::zeroed(1);
             device.write(block * 4096, 4096, buf, false).await
         };
         while write(filled).await.is_ok() {
@@ -257,7 +257,7 @@ fn a_growth_limit_counts_what_is_under_way() {
         let device = pool.device(pool.create(request).await.expect("there is room").id);
         let device = device.expect("it exists");
         let writes = (0..40)
-            .map(|n| device.write(n * 8192, 4096, pando_engine::disk::Buf::zeroed(1), false));
+            .map(|n| device.write(n * 8192, 4096, pando_engine::runtime::Buf::zeroed(1), false));
         let done = join_all(writes).await;
         assert_eq!(done.iter().filter(|result| result.is_ok()).count(), 20);
     })

@@ -1,12 +1,12 @@
 //! What threads settle without a lock, in every order of threads and of memory: `loom`. That is one
 //! thing, the mark of a task in the queue of its executor. Everything else that threads share is behind
-//! locks, see `engine/src/sync.rs` and `shuttle.rs`.
+//! locks, see `engine/src/runtime/sync.rs` and `shuttle.rs`.
 
 /// Where `queued.rs` looks for its atomic.
 mod sync {
     pub(crate) use loom::sync::atomic;
 }
-#[path = "../src/disk/queued.rs"]
+#[path = "../src/runtime/queued.rs"]
 mod queued;
 
 use std::collections::VecDeque;

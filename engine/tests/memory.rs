@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
+use pando_engine::disk::HeapRing;
 use pando_engine::disk::sim::{CutPlan, SimDisk, SimImage, SimOptions};
-use pando_engine::disk::{Buf, HeapRing};
 use pando_engine::pool::{CreateVolume, FormatOptions, IoLimits, OpenOptions, Pool, Source};
+use pando_engine::runtime::Buf;
 use parking_lot::Mutex;
 
 type Ring = Arc<Mutex<HeapRing>>;

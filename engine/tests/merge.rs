@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use futures_util::future::{join, join_all};
 use pando_engine::device::BlockDevice;
-use pando_engine::disk::Buf;
 use pando_engine::disk::sim::{SimDisk, SimOptions};
 use pando_engine::pool::{ModifyVolume, Pool};
+use pando_engine::runtime::Buf;
 use pando_engine::testing::model::Birth;
 use pando_engine::testing::run::{check_sound, drain, perform};
 use pando_engine::testing::{Config, Op, Told};

@@ -4,8 +4,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use pando_engine::disk::Buf;
 use pando_engine::disk::sim::{Rng, SimDisk, SimOptions};
+use pando_engine::runtime::Buf;
 use pando_engine::testing::gen_ops::Bounds;
 use pando_engine::testing::model::Birth;
 use pando_engine::testing::run::{Life, SharedLog, drain};

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use pando_engine::disk::executor::Executor;
+use pando_engine::disk::Disk;
 use pando_engine::disk::mem::MemDisk;
-use pando_engine::disk::park::ThreadDriver;
-use pando_engine::disk::{Buf, Disk};
 use pando_engine::pool::{CreateVolume, FormatOptions, IoLimits, OpenOptions, Pool, Source};
+use pando_engine::runtime::Buf;
+use pando_engine::runtime::executor::Executor;
+use pando_engine::runtime::park::ThreadDriver;
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]

@@ -3,10 +3,10 @@
 use std::rc::Rc;
 
 use pando_engine::device::{BlockDevice, ZeroFlags};
-use pando_engine::disk::Buf;
 use pando_engine::disk::sim::{SimDisk, SimOptions};
 use pando_engine::error::ErrorKind;
 use pando_engine::limits::REQUEST_BYTES_MAX;
+use pando_engine::runtime::Buf;
 use pando_engine::testing::Config;
 use pando_engine::testing::Op;
 use pando_engine::testing::model::Birth;

@@ -1,5 +1,5 @@
 //! Races between shards, under a scheduler that chooses who goes on: `shuttle`. The engine is built
-//! with the feature of that name (`engine/src/sync.rs`); `scripts/shuttle` builds and runs this.
+//! with the feature of that name (`engine/src/runtime/sync.rs`); `scripts/shuttle` builds and runs this.
 
 #[path = "shuttle/control.rs"]
 mod control;
@@ -20,4 +20,5 @@ mod uses;
 mod wake;
 
 // Where `uses.rs` looks for them.
-use pando_engine::{error, pool, sync, units};
+use pando_engine::runtime::sync;
+use pando_engine::{error, pool, units};

@@ -2,13 +2,14 @@
 
 use std::rc::Rc;
 
-use crate::disk::{Buf, Disk};
+use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::{Catalogue, ChainReader};
 use crate::format::codec::decode_catalogue;
 use crate::format::geometry::SUPER_SLOTS;
 use crate::format::superblock::Superblock;
 use crate::limits::VOLUME_ID_MAX;
+use crate::runtime::Buf;
 use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
 
 /// A checkpoint as found on the disk.

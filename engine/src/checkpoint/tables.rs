@@ -7,12 +7,12 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use super::net::{Freed, PageChange};
-use crate::disk::Buf;
 use crate::error::{Error, Result};
 use crate::format::catalogue::{GroupEntry, NodeDrop};
 use crate::format::geometry::{Geometry, PageId, Table};
 use crate::format::group::{BlockType, COUNT_MASK, GroupHeader, TablePage};
 use crate::pool::{Pool, count};
+use crate::runtime::Buf;
 use crate::space::MissingTable;
 use crate::units::{BLOCK_BYTES, BlockNo, Generation, to_u64};
 

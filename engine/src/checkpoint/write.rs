@@ -8,7 +8,6 @@ use futures_util::future::join_all;
 use super::net::{Freed, net};
 use super::tables::{Finished, NewTables};
 use super::{Checkpointer, Kind, drops};
-use crate::disk::Buf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::{Catalogue, GroupEntry, chain_blocks, encode_chain_block};
 use crate::format::codec::encode_catalogue;
@@ -16,6 +15,7 @@ use crate::format::geometry::{Geometry, Table};
 use crate::format::superblock::Superblock;
 use crate::map::{RefChange, RefDelta};
 use crate::pool::{Pool, count};
+use crate::runtime::Buf;
 use crate::space::{Run, TakeError};
 use crate::state::{State, Volume};
 use crate::units::{

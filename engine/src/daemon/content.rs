@@ -15,9 +15,9 @@ use crate::daemon::rpc::Answers;
 use crate::daemon::stream::{answers, send};
 use crate::daemon::temporary::Frozen;
 use crate::device::{MappedRun, ZeroFlags, check_range};
-use crate::disk::Buf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::{ModifyVolume, VolumeInfo};
+use crate::runtime::Buf;
 use crate::units::{BLOCK_BYTES, Size, VolumeId, blocks_for, to_u32, to_u64, to_usize};
 
 /// Bytes of data in one message.

@@ -22,10 +22,10 @@ use tracing::info;
 
 use crate::daemon::config::Config;
 use crate::disk::PoolFile;
-use crate::disk::executor::spawn_local;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::{Core, OpenOptions, Pool};
-use crate::shard::{Shard, ShardHandle, ShardOptions};
+use crate::runtime::executor::spawn_local;
+use crate::runtime::shard::{Shard, ShardHandle, ShardOptions};
 use crate::units::{VolumeId, to_u64, to_usize};
 
 /// Attempts to lock a pool that another process holds: 2 s in all.

@@ -17,13 +17,13 @@ use pando_proto::v1;
 use crate::daemon::engine::{Engine, pool_here};
 use crate::daemon::offered::Offered;
 use crate::daemon::uses::{Claim, Uses};
-use crate::disk::LocalFuture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::nbd::{NbdServer, ServerOptions};
 use crate::export::{Export, ExportSource, OnlyExport};
 use crate::limits::LIST_PAGE_MAX;
 use crate::pool::VolumeInfo;
-use crate::shard::ShardHandle;
+use crate::runtime::LocalFuture;
+use crate::runtime::shard::ShardHandle;
 use crate::units::VolumeId;
 
 /// All volumes by their names.

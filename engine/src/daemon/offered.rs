@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use crate::daemon::uses::Connected;
 use crate::device::{BlockDevice, MappedRun, ReadData, ZeroFlags};
-use crate::disk::{Buf, LocalFuture};
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::{Buf, LocalFuture};
 
 /// A volume that is offered to one connection, or served as a device.
 pub(super) struct Offered {

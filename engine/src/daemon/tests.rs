@@ -25,7 +25,7 @@ use super::serve;
 use crate::disk::{Allocate, PoolFile};
 use crate::error::{ErrorKind, Result};
 use crate::pool::{FormatOptions, Pool};
-use crate::shard::Shard;
+use crate::runtime::shard::Shard;
 
 const MIB: u64 = 1 << 20;
 

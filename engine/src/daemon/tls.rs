@@ -148,7 +148,7 @@ impl Server {
 /// What one connection needs.
 struct Connection {
     acceptor: TlsAcceptor,
-    shard: crate::shard::ShardHandle,
+    shard: crate::runtime::shard::ShardHandle,
     source: Arc<dyn ExportSource>,
     stopped: watch::Receiver<bool>,
 }

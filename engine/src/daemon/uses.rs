@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::VolumeInfo;
-use crate::sync::Mutex;
+use crate::runtime::sync::Mutex;
 use crate::units::VolumeId;
 
 /// Who uses a volume at present.

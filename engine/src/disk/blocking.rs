@@ -5,10 +5,11 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::clock::{blocking_sleep, real_now};
-use super::file::PoolFile;
-use super::{Buf, Clock, Disk, LocalFuture};
+use crate::disk::Disk;
+use crate::disk::file::PoolFile;
 use crate::error::{Error, Result};
+use crate::runtime::clock::{blocking_sleep, real_now};
+use crate::runtime::{Buf, Clock, LocalFuture};
 use crate::units::{BlockNo, to_u64};
 
 /// Buffers in one system call: the kernel's UIO_MAXIOV.

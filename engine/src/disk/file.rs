@@ -14,11 +14,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 
-use super::blocking::BlockingDisk;
-use super::mapped::MappedRing;
-use super::uring::UringDisk;
-use super::{Buf, Disk, RingMemory, reactor};
+use crate::disk::blocking::BlockingDisk;
+use crate::disk::mapped::MappedRing;
+use crate::disk::uring::UringDisk;
+use crate::disk::{Disk, RingMemory};
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::{Buf, reactor};
 
 use crate::limits::POOL_BYTES_MAX;
 use crate::units::{BLOCK_BYTES, BlockNo, Size, to_u64};

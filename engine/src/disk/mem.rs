@@ -8,10 +8,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::clock::{blocking_sleep, real_now};
-use super::{Buf, Clock, Disk, HeapRing, LocalFuture, RingMemory};
+use crate::disk::{Disk, HeapRing, RingMemory};
 use crate::error::{Error, Result};
-use crate::sync::Mutex;
+use crate::runtime::clock::{blocking_sleep, real_now};
+use crate::runtime::sync::Mutex;
+use crate::runtime::{Buf, Clock, LocalFuture};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, to_usize};
 
 /// Blocks that get their memory together, when the first of them is written.
@@ -165,8 +166,8 @@ impl Disk for MemDisk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::executor::Executor;
-    use crate::disk::park::ThreadDriver;
+    use crate::runtime::executor::Executor;
+    use crate::runtime::park::ThreadDriver;
 
     fn filled(byte: u8, blocks: usize) -> Buf {
         let mut buf = Buf::new(blocks);

@@ -6,33 +6,20 @@
 //! a pointer into freed memory.
 
 pub mod blocking;
-pub mod buffer;
-pub mod clock;
-pub mod executor;
 pub mod file;
 pub mod mapped;
 #[cfg(any(test, feature = "testing"))]
 pub mod mem;
-pub mod park;
-mod queued;
-pub mod reactor;
 pub mod ring;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
 pub mod uring;
 
-use std::future::Future;
-use std::pin::Pin;
-
 use crate::error::Result;
+use crate::runtime::{Buf, Clock, LocalFuture};
 use crate::units::BlockNo;
-pub use buffer::Buf;
-pub use clock::Clock;
 pub use file::{Allocate, PoolFile};
 pub use ring::{HeapRing, RingMark, RingMemory};
-
-/// A boxed future of one thread. One small allocation for an I/O that costs microseconds.
-pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// The narrow waist to the device, with the time of its thread. All lengths are whole blocks.
 pub trait Disk: Clock {

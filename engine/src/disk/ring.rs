@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::sync::Mutex;
+use crate::runtime::sync::Mutex;
 
 /// Whose records a memory holds, and which part of the log.
 #[derive(

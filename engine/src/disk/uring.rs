@@ -4,11 +4,12 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::clock::real_now;
-use super::executor::end_of_turn;
-use super::file::PoolFile;
-use super::{Buf, Clock, Disk, LocalFuture, reactor};
+use crate::disk::Disk;
+use crate::disk::file::PoolFile;
 use crate::error::{Error, Result};
+use crate::runtime::clock::real_now;
+use crate::runtime::executor::end_of_turn;
+use crate::runtime::{Buf, Clock, LocalFuture, reactor};
 use crate::units::{BlockNo, to_u64};
 
 /// Longest usual sync that a shard's thread may be held up by.

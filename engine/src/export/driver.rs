@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::ExportSource;
-use crate::shard::ShardHandle;
+use crate::runtime::shard::ShardHandle;
 use crate::units::VolumeId;
 
 /// What a driver's operation returns.

@@ -15,8 +15,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::device::BlockDevice;
-use crate::disk::LocalFuture;
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::LocalFuture;
 
 #[cfg(feature = "daemon")]
 pub mod apart;

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 use super::{Export, ExportSource};
 use crate::device::{BlockDevice, MappedRun, ReadData, ZeroFlags, check_payload, check_range};
-use crate::disk::{Buf, LocalFuture};
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::{Buf, LocalFuture};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, blocks_for, to_u64, to_usize};
 
 /// What has been asked of a [`RamDisk`].

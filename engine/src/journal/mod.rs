@@ -24,10 +24,11 @@ mod replay;
 
 pub use replay::{LogReader, lost_record, write_back};
 
-use crate::disk::{Buf, RingMark, RingMemory};
+use crate::disk::{RingMark, RingMemory};
 use crate::error::Result;
 use crate::format::record::{self, Record, framed_bytes};
 use crate::limits::RECORD_BYTES_MAX;
+use crate::runtime::Buf;
 use crate::units::{BLOCK_BYTES, Generation, Seqno, to_u64, to_usize};
 
 /// Bytes that a flush copies and writes at once.
@@ -212,13 +213,13 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::disk::executor::Executor;
     use crate::disk::mem::MemDisk;
-    use crate::disk::park::ThreadDriver;
     use crate::disk::sim::{CutPlan, SimDisk, SimOptions};
     use crate::disk::{Disk, HeapRing};
     use crate::format::geometry::{Geometry, SUPER_SLOTS};
     use crate::format::superblock::Superblock;
+    use crate::runtime::executor::Executor;
+    use crate::runtime::park::ThreadDriver;
     use crate::units::{BLOCK_SIZE, BlockNo, Generation, VolumeId};
 
     const START: BlockNo = BlockNo::new(SUPER_SLOTS);
@@ -350,7 +351,7 @@ mod tests {
 
     /// A memory that notes what is done to it.
     #[derive(Clone, Default)]
-    struct Noted(std::sync::Arc<crate::sync::Mutex<(Vec<&'static str>, RingMark)>>);
+    struct Noted(std::sync::Arc<crate::runtime::sync::Mutex<(Vec<&'static str>, RingMark)>>);
 
     impl RingMemory for Noted {
         fn len_bytes(&self) -> usize {

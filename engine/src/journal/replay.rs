@@ -4,12 +4,13 @@
 use std::rc::Rc;
 
 use super::piece_of;
-use crate::disk::{Buf, Disk, RingMemory};
+use crate::disk::{Disk, RingMemory};
 use crate::error::{Error, Result};
 use crate::format::geometry::Geometry;
 use crate::format::record::{self, Framed, framed_bytes};
 use crate::format::superblock::Superblock;
 use crate::limits::RECORD_BYTES_MAX;
+use crate::runtime::Buf;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, Seqno, to_u64, to_usize};
 
 /// Blocks read at once: the window.

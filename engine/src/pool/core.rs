@@ -24,9 +24,9 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::Journal;
 use crate::limits::{CASCADE_NODES_MAX, DISCARD_UNIT_BLOCKS};
+use crate::runtime::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::runtime::sync::{Counter, Mutex, MutexGuard};
 use crate::state::State;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Counter, Mutex, MutexGuard};
 use crate::units::{Generation, Seqno, VolumeId};
 
 /// How a pool is opened.

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use super::core::{Core, Inner, OpenOptions, Pool};
 use super::place::Refusals;
 use crate::checkpoint::{Checkpointer, Kind};
-use crate::disk::{Buf, Disk, HeapRing, RingMemory};
+use crate::disk::{Disk, HeapRing, RingMemory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalogue::{Catalogue, GroupEntry};
 use crate::format::geometry::{Geometry, SUPER_SLOTS};
 use crate::format::superblock::{MAGIC, Superblock};
 use crate::journal::Journal;
 use crate::map::NodeCache;
+use crate::runtime::Buf;
 use crate::state::State;
 use crate::units::{
     BLOCK_BYTES, BLOCK_SIZE, BlockNo, Generation, Seqno, Size, to_u32, to_u64, to_usize,

@@ -372,7 +372,7 @@ async fn use_all(sim: &SimDisk, volumes: &Volumes) {
         let Ok(device) = pool.device(*id) else { continue };
         for lba in (0..LBAS - 20).step_by(13) {
             drop(device.read(lba * BLOCK_BYTES, 16 * 4096).await);
-            let buf = crate::disk::Buf::zeroed(3);
+            let buf = crate::runtime::Buf::zeroed(3);
             drop(device.write(lba * BLOCK_BYTES, 3 * 4096, buf, false).await);
         }
         drop(device.discard(0, 100 * BLOCK_BYTES, false).await);

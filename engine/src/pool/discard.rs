@@ -14,9 +14,9 @@ use std::time::Duration;
 use futures_util::future::select;
 
 use super::core::{Inner, Pool, count};
-use crate::disk::executor::end_of_turn;
 use crate::error::{ErrorKind, Result};
 use crate::limits::{DISCARD_BLOCKS_MAX, DISCARD_PAUSE_MIN, DISCARD_REST};
+use crate::runtime::executor::end_of_turn;
 use crate::space::{Claim, Run};
 use crate::units::BLOCK_BYTES;
 

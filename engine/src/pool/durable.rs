@@ -12,12 +12,13 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use crate::checkpoint::load::{self, Found, read_block};
-use crate::disk::{Buf, Disk};
+use crate::disk::Disk;
 use crate::error::Result;
 use crate::format::geometry::{PageId, Table};
 use crate::format::group::{GroupHeader, TablePage};
 use crate::format::node::{Node, NodeRef};
 use crate::format::superblock::Superblock;
+use crate::runtime::Buf;
 use crate::space::{MissingTable, Tables};
 use crate::units::{BlockNo, to_usize};
 

@@ -3,11 +3,11 @@
 
 use super::core::{Inner, Pool, count};
 use super::place::pool_full;
-use crate::disk::Buf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::{PAGE_ENTRIES, PageId, Table};
 use crate::format::group::{BlockType, TablePage};
 use crate::map::Missing;
+use crate::runtime::Buf;
 use crate::space::{Bitmap, MissingTable, TakeError};
 use crate::state::{NODE_RESERVE, Need};
 use crate::units::{BLOCK_SIZE, BlockNo, to_u64, to_usize};

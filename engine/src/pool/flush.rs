@@ -5,11 +5,11 @@
 use std::sync::Arc;
 
 use super::core::{Core, Pool, count};
-use crate::disk::executor::spawn_local;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::Position;
 use crate::limits::UNSYNCED_BLOCKS_WANTED;
-use crate::sync::atomic::Ordering;
+use crate::runtime::executor::spawn_local;
+use crate::runtime::sync::atomic::Ordering;
 use crate::units::{Seqno, to_u64};
 
 /// Ends a sync that was given up halfway (its future was dropped): somebody else may lead.

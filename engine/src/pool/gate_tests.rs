@@ -11,12 +11,12 @@ use super::fetch::Hope;
 use super::testing::format;
 use super::{CreateVolume, IoLimits, OpenOptions, Pool, Source};
 use crate::device::BlockDevice;
-use crate::disk::Buf;
-use crate::disk::executor::spawn_local;
 use crate::disk::sim::{FaultOp, SimDisk, SimOptions};
 use crate::error::{ErrorKind, Result};
 use crate::format::geometry::{PageId, SUPER_SLOTS, Table};
 use crate::map::{Fanout, NodeCache, RefChange, RefDelta};
+use crate::runtime::Buf;
+use crate::runtime::executor::spawn_local;
 use crate::testing::gate::{Gate, pass_time};
 use crate::units::{BLOCK_BYTES, BlockNo, Lba, Seqno, VolumeId, to_u32, to_usize};
 

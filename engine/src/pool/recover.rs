@@ -14,12 +14,13 @@ use futures_util::future::join_all;
 
 use super::core::Pool;
 use crate::crc::crc32;
-use crate::disk::{Buf, Disk};
+use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{Framed, MapRun, Record};
 use crate::format::superblock::Superblock;
 use crate::journal::{LogReader, lost_record};
 use crate::map;
+use crate::runtime::Buf;
 use crate::space::{Run, TakeError};
 use crate::state::Need;
 use crate::units::{Seqno, to_usize};

@@ -28,7 +28,7 @@ fn pool_with_a_volume() -> (SimImage, VolumeId) {
 }
 
 async fn write(pool: &Pool, id: VolumeId, lba: u64) -> Result<()> {
-    let mut buf = crate::disk::Buf::new(1);
+    let mut buf = crate::runtime::Buf::new(1);
     buf.as_mut_bytes().fill(7);
     pool.device(id)?.write(lba * BLOCK_BYTES, 4096, buf, false).await
 }

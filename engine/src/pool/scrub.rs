@@ -12,11 +12,11 @@ use futures_util::future::join_all;
 
 use super::core::{Pool, count};
 use crate::crc::crc32;
-use crate::disk::Buf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::{Geometry, PAGE_ENTRIES, PageId, Table};
 use crate::format::group::{BlockType, TablePage};
 use crate::format::node::Node;
+use crate::runtime::Buf;
 use crate::space::Run;
 use crate::units::{BlockNo, to_u32, to_usize};
 

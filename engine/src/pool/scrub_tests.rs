@@ -106,7 +106,7 @@ fn what_is_written_meanwhile_is_no_damage() {
             let scrubber = world.pool.clone();
             let done = std::rc::Rc::new(std::cell::Cell::new(0u32));
             let seen = std::rc::Rc::clone(&done);
-            crate::disk::executor::spawn_local(async move {
+            crate::runtime::executor::spawn_local(async move {
                 for _ in 0..10 {
                     assert_eq!(scrub(&scrubber, 40).await.1, BTreeSet::new());
                     seen.set(seen.get() + 1);

@@ -6,11 +6,12 @@ use std::rc::Rc;
 use super::durable::Durable;
 use super::{CreateVolume, FormatOptions, IoLimits, OpenOptions, Pool, Source};
 use crate::checkpoint::load;
-use crate::disk::executor::spawn_local;
+use crate::disk::Disk;
 use crate::disk::sim::{Rng, SimDisk, SimImage, SimOptions};
-use crate::disk::{Buf, Disk};
 use crate::error::Result;
 use crate::map::Fanout;
+use crate::runtime::Buf;
+use crate::runtime::executor::spawn_local;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, VolumeId, to_u64, to_usize};
 
 /// LBAs of a volume in these tests.

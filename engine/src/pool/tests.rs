@@ -3,10 +3,11 @@
 use std::rc::Rc;
 
 use super::*;
-use crate::disk::executor::spawn_local;
+use crate::disk::Disk;
 use crate::disk::sim::{SimDisk, SimOptions};
-use crate::disk::{Buf, Disk};
 use crate::error::{ErrorKind, Result};
+use crate::runtime::Buf;
+use crate::runtime::executor::spawn_local;
 use crate::units::{BLOCK_SIZE, VolumeId};
 
 const BLOCK: u64 = 4096;

@@ -22,10 +22,11 @@ use tokio::sync::Notify;
 use super::control::no_volume;
 use super::core::Pool;
 use super::types::IoLimits;
-use crate::disk::{Disk, LocalFuture};
+use crate::disk::Disk;
 use crate::error::Result;
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::runtime::LocalFuture;
+use crate::runtime::sync::Mutex;
+use crate::runtime::sync::atomic::{AtomicBool, Ordering};
 use crate::units::VolumeId;
 
 /// What a volume that was idle may do at once, as a time at its rate.

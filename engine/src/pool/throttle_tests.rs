@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use super::testing::{format, open};
 use super::{CreateVolume, IoLimits, ModifyVolume, Pool, Source};
-use crate::disk::Buf;
-use crate::disk::executor::spawn_local;
 use crate::disk::sim::{SimDisk, SimOptions};
 use crate::error::ErrorKind;
+use crate::runtime::Buf;
+use crate::runtime::executor::spawn_local;
 use crate::units::{VolumeId, to_usize};
 
 const BLOCK: u64 = 4096;

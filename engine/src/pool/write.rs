@@ -16,12 +16,12 @@ use super::core::{Inner, Pool, count};
 use super::place::{Admission, Placed, deleted};
 use super::record::Obstacle;
 use crate::crc::crc32;
-use crate::disk::Buf;
-use crate::disk::executor::{end_of_turn, spawn_local};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{MapRun, Record};
 use crate::limits::RECORD_BLOCKS_MAX;
-use crate::sync::atomic::Ordering;
+use crate::runtime::Buf;
+use crate::runtime::executor::{end_of_turn, spawn_local};
+use crate::runtime::sync::atomic::Ordering;
 use crate::units::{BLOCK_SIZE, BlockNo, Lba, VolumeId, to_u32, to_u64, to_usize};
 
 /// Blocks that one gathered batch aims at.

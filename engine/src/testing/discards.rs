@@ -6,12 +6,13 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::disk::{Buf, Clock, Disk, LocalFuture};
+use crate::disk::Disk;
 use crate::error::Result;
 use crate::format::geometry::Table;
 use crate::format::group::BlockType;
 use crate::map::RefDelta;
 use crate::pool::Core;
+use crate::runtime::{Buf, Clock, LocalFuture};
 use crate::space::Run;
 use crate::units::BlockNo;
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::disk::Disk;
 use crate::disk::sim::FaultOp;
-use crate::disk::{Buf, Clock, Disk, LocalFuture};
 use crate::error::Result;
+use crate::runtime::{Buf, Clock, LocalFuture};
 use crate::units::BlockNo;
 
 /// Looks at the gate before something is said never to come there.

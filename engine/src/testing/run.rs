@@ -9,13 +9,13 @@ use super::discards::DiscardJudge;
 use super::gen_ops::Op;
 use super::model::{BLOCK_SECTORS, Birth, Model, ModelVolume, fill_sector, stamps_of};
 use crate::device::ZeroFlags;
-use crate::disk::Buf;
-use crate::disk::executor::spawn_local;
 use crate::disk::sim::{CutPlan, Rng, SimDisk, SimImage, SimOptions};
 use crate::error::{ErrorKind, Result};
 use crate::limits::CASCADE_NODES_MAX;
 use crate::map::Fanout;
 use crate::pool::{CreateVolume, FormatOptions, IoLimits, ModifyVolume, OpenOptions, Pool, Source};
+use crate::runtime::Buf;
+use crate::runtime::executor::spawn_local;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, SECTOR_BYTES, VolumeId, to_u32, to_u64, to_usize};
 
 /// Blocks of a unit that is discarded in such a pool.

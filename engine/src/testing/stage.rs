@@ -20,10 +20,10 @@ use super::model::Model;
 use super::rare::{Rare, Rares};
 use super::run::{Config, Life, Log, SharedLog, check_sound, observe, perform, resolve, step};
 use super::trouble::Suffered;
-use crate::disk::executor::{Driver, Executor, Parked, Unpark};
 use crate::disk::sim::{FaultOp, Moment, Rng, SimDisk, SimDriver, SimImage, SimOptions};
 use crate::error::ErrorKind;
 use crate::pool::Pool;
+use crate::runtime::executor::{Driver, Executor, Parked, Unpark};
 
 /// What is done at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,12 +4,12 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
-use pando_engine::disk::executor::Executor;
-use pando_engine::disk::park::ThreadDriver;
 use pando_engine::error::Result;
 use pando_engine::export::nbd::{NbdServer, ServerOptions};
 use pando_engine::export::testing::{RamDisk, RamExports};
-use pando_engine::shard::{Shard, ShardHandle};
+use pando_engine::runtime::executor::Executor;
+use pando_engine::runtime::park::ThreadDriver;
+use pando_engine::runtime::shard::{Shard, ShardHandle};
 use tempfile::TempDir;
 
 /// Waits on this thread.

@@ -14,7 +14,7 @@ use pando_engine::units::BLOCK_BYTES;
 
 use crate::explore::{explore, explore_slow};
 use crate::harness::{End, Race, Start, filled, shard, volumes};
-use crate::shard::tolerate;
+use crate::runtime::shard::tolerate;
 use crate::uses::Uses;
 
 fn config() -> Config {

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 
-use pando_engine::disk::LocalFuture;
-use pando_engine::disk::executor::{Executor, spawn_local};
 use pando_engine::disk::sim::{Fault, Rng, SimDisk, SimImage, SimOptions};
 use pando_engine::pool::{OpenOptions, Pool};
-use pando_engine::sync::thread;
+use pando_engine::runtime::LocalFuture;
+use pando_engine::runtime::executor::{Executor, spawn_local};
+use pando_engine::runtime::sync::thread;
 use pando_engine::testing::crash::plans;
 use pando_engine::testing::run::{DISCARD_UNIT, check_sound, drain, observe, perform, settle};
 use pando_engine::testing::{Config, Model, Op};
@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::explore::once;
 use crate::history::{Before, History, before};
-use crate::shard::{Shard, limit};
+use crate::runtime::shard::{Shard, limit};
 
 /// What a shard does.
 pub(crate) type Body = Box<dyn FnOnce(Shard) -> LocalFuture<'static, ()> + Send>;

@@ -7,9 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use pando_engine::disk::executor::{Executor, end_of_turn, spawn_local};
-use pando_engine::disk::park::ThreadDriver;
-use pando_engine::sync::thread;
+use pando_engine::runtime::executor::{Executor, end_of_turn, spawn_local};
+use pando_engine::runtime::park::ThreadDriver;
+use pando_engine::runtime::sync::thread;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 

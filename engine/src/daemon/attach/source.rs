@@ -4,10 +4,10 @@ use std::rc::Rc;
 
 use crate::daemon::engine::pool_here;
 use crate::daemon::offered::Offered;
-use crate::disk::LocalFuture;
 use crate::error::Result;
 use crate::export::{Export, ExportSource};
 use crate::pool::VolumeInfo;
+use crate::runtime::LocalFuture;
 use crate::units::VolumeId;
 
 /// One volume, whatever name is asked for. That the volume is in use is known elsewhere, for as

@@ -28,7 +28,7 @@ use super::serve;
 use crate::disk::{Allocate, PoolFile};
 use crate::limits::{LABEL_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX, VOLUME_BYTES_MAX};
 use crate::pool::{FormatOptions, Pool};
-use crate::shard::Shard;
+use crate::runtime::shard::Shard;
 use calls::Calls;
 
 /// What inputs have come to.

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use super::*;
-use crate::disk::executor::Executor;
-use crate::disk::park::ThreadDriver;
-use crate::disk::reactor::ReactorDriver;
+use crate::runtime::executor::Executor;
+use crate::runtime::park::ThreadDriver;
+use crate::runtime::reactor::ReactorDriver;
 use crate::units::BLOCK_SIZE;
 
 fn executor() -> Executor<ReactorDriver> {

@@ -17,10 +17,11 @@ use super::rng::Rng;
 use super::served::Served;
 use super::timer::{Sleep, Timers};
 use super::{SimImage, SimOptions};
-use crate::disk::executor::{Driver, Parked, Unpark};
-use crate::disk::{Buf, Clock, Disk, HeapRing, LocalFuture};
+use crate::disk::{Disk, HeapRing};
 use crate::error::{Error, Result};
-use crate::sync::{Mutex, Parker};
+use crate::runtime::executor::{Driver, Parked, Unpark};
+use crate::runtime::sync::{Mutex, Parker};
+use crate::runtime::{Buf, Clock, LocalFuture};
 use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
 
 enum Work {

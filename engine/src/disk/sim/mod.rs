@@ -33,10 +33,10 @@ mod timer;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::executor::Executor;
-use super::{Disk, HeapRing, RingMemory};
+use crate::disk::{Disk, HeapRing, RingMemory};
 use crate::error::Result;
-use crate::sync::Mutex;
+use crate::runtime::executor::Executor;
+use crate::runtime::sync::Mutex;
 use crate::units::to_u64;
 
 use cut::{Piece, Stage};

@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 use super::driver::State;
 use super::image::sum_of as sum_of_bytes;
 use crate::disk::{HeapRing, RingMark, RingMemory};
-use crate::sync::Mutex;
+use crate::runtime::sync::Mutex;
 
 /// The memory. Its state is the disk's, which has one.
 pub(super) struct SimRing(pub(super) Arc<Mutex<State>>);

@@ -8,7 +8,7 @@
 //! shard. When the power fails everybody is woken, and every executor stops.
 
 use super::SimDisk;
-use crate::sync::{Parker, Unparker};
+use crate::runtime::sync::{Parker, Unparker};
 
 /// Who sleeps.
 #[derive(Default)]
@@ -82,10 +82,10 @@ impl SimDisk {
 
 #[cfg(test)]
 mod tests {
-    use crate::disk::Buf;
-    use crate::disk::executor::Executor;
     use crate::disk::sim::{CutPlan, SimDisk, SimOptions};
-    use crate::sync::thread;
+    use crate::runtime::Buf;
+    use crate::runtime::executor::Executor;
+    use crate::runtime::sync::thread;
     use crate::units::BlockNo;
 
     /// Writes and syncs on a thread of its own; how many rounds came to their end.

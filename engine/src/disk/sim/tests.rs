@@ -4,8 +4,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::*;
-use crate::disk::executor::{end_of_turn, spawn_local};
-use crate::disk::{Buf, RingMark};
+use crate::disk::RingMark;
+use crate::runtime::Buf;
+use crate::runtime::executor::{end_of_turn, spawn_local};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo};
 
 fn filled(byte: u8, blocks: usize) -> Buf {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::driver::State;
-use crate::sync::Mutex;
+use crate::runtime::sync::Mutex;
 
 /// What each I/O takes, one after another.
 const IO_TIME: Duration = Duration::from_micros(20);

@@ -20,8 +20,8 @@ use tokio::sync::mpsc;
 
 use super::mount;
 use super::serve::Request;
-use crate::disk::Buf;
 use crate::limits::NAME_BYTES_MAX;
+use crate::runtime::Buf;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, SECTOR_BYTES, to_u32, to_u64, to_usize};
 
 /// Nothing is cached: sizes change, files come and go.

@@ -9,11 +9,11 @@ use fuser::{Errno, ReplyData, ReplyEmpty, ReplyWrite};
 use tokio::sync::mpsc;
 
 use crate::device::{BlockDevice, ZeroFlags};
-use crate::disk::Buf;
-use crate::disk::executor::spawn_local;
 use crate::error::{Error, Result};
 use crate::export::ExportSource;
-use crate::shard::ShardHandle;
+use crate::runtime::Buf;
+use crate::runtime::executor::spawn_local;
+use crate::runtime::shard::ShardHandle;
 
 /// Requests that wait for the shard. The kernel has no more than [`super::mount::REQUESTS_MAX`]
 /// under way, so the thread that reads them does not wait for long, if ever.

@@ -15,8 +15,8 @@ use super::handshake::{self, Action, Facts, Handshake, INPUT_BYTES_MAX, Negotiat
 use super::stream::Stream;
 use super::transmit::{Limits, STREAM_BYTES, transmit};
 use crate::device::BlockDevice;
-use crate::disk::reactor::{SendPart, send, sleep};
 use crate::export::{Export, ExportSource};
+use crate::runtime::reactor::{SendPart, send, sleep};
 
 /// A client that has not chosen an export by then is let go.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(60);

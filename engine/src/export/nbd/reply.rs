@@ -19,7 +19,7 @@ use super::proto::{
     SIMPLE_REPLY_MAGIC, STATE_HOLE, STATE_ZERO, SimpleReply, WireError, chunk,
 };
 use crate::device::{MappedRun, ReadData};
-use crate::disk::reactor::SendPart;
+use crate::runtime::reactor::SendPart;
 use crate::units::{to_u32, to_u64};
 
 /// Bytes of an error's text.
@@ -147,7 +147,7 @@ impl Replies {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::Buf;
+    use crate::runtime::Buf;
 
     const STRUCTURED: Negotiated = Negotiated { structured: true, allocation: true };
 

@@ -32,11 +32,11 @@ use tokio::sync::{Notify, watch};
 use super::connection::{Entry, serve};
 use super::handshake::Tls;
 use super::transmit::Limits;
-use crate::disk::executor::spawn_local;
-use crate::disk::reactor::{accept, sleep};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::ExportSource;
-use crate::shard::ShardHandle;
+use crate::runtime::executor::spawn_local;
+use crate::runtime::reactor::{accept, sleep};
+use crate::runtime::shard::ShardHandle;
 
 /// Connections that wait in the kernel to be accepted.
 const BACKLOG: i32 = 128;

@@ -10,8 +10,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::disk::Buf;
-use crate::disk::reactor::{recv, recv_buf};
+use crate::runtime::Buf;
+use crate::runtime::reactor::{recv, recv_buf};
 
 /// A missing piece of a payload that is larger than this is received in place: to gather a
 /// smaller one with the requests behind it costs a copy, but saves a system call.

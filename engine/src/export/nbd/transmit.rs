@@ -32,10 +32,10 @@ use super::reply::Replies;
 use super::request::{Operation, Request, Target};
 use super::stream::Stream;
 use crate::device::{BlockDevice, ReadData};
-use crate::disk::Buf;
-use crate::disk::executor::spawn_local;
-use crate::disk::reactor::send;
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::Buf;
+use crate::runtime::executor::spawn_local;
+use crate::runtime::reactor::send;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, to_usize};
 
 /// Bytes received at a time: some sixty writes of 4 KiB.

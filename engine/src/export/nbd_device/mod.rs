@@ -48,13 +48,13 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, warn};
 
-use crate::disk::executor::spawn_local;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::driver::{
     Attached, DeviceKind, DeviceNode, DeviceSpec, Driver, Home, Left, Work, blocking,
 };
 use crate::export::nbd::connection::serve_transmission;
 use crate::export::{apart, held};
+use crate::runtime::executor::spawn_local;
 
 /// Longest time for one step in the kernel.
 const STEP_TIME_MAX: Duration = Duration::from_secs(60);

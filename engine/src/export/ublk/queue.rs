@@ -34,11 +34,11 @@ use zerocopy::transmute;
 
 use super::abi::{self, IoCmd, IoDesc, io_flag, operation};
 use crate::device::{BlockDevice, ZeroFlags, check_payload};
-use crate::disk::Buf;
-use crate::disk::executor::{end_of_turn, spawn_local};
-use crate::disk::reactor::{device_command, submit_now};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::ExportSource;
+use crate::runtime::Buf;
+use crate::runtime::executor::{end_of_turn, spawn_local};
+use crate::runtime::reactor::{device_command, submit_now};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, SECTOR_BYTES, to_u32, to_u64, to_usize};
 
 /// Blocks of data that the requests of one queue hold at most: 64 MiB, as one NBD connection.

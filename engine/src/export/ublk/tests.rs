@@ -3,9 +3,9 @@
 use std::rc::Rc;
 
 use super::testing::{DEPTH, TestQueue};
-use crate::disk::executor::Executor;
-use crate::disk::park::ThreadDriver;
 use crate::export::testing::{RamCounters, RamDisk};
+use crate::runtime::executor::Executor;
+use crate::runtime::park::ThreadDriver;
 
 const READ: u32 = 0;
 const WRITE: u32 = 1;

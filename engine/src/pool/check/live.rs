@@ -3,7 +3,7 @@
 
 use super::super::core::Pool;
 use super::findings::{FindingKind as Kind, Findings};
-use crate::disk::executor::end_of_turn;
+use crate::runtime::executor::end_of_turn;
 use crate::units::BlockNo;
 
 /// Changes of reference counts looked at in one turn.

@@ -119,7 +119,7 @@ fn a_group_with_more_in_use_than_it_counts() {
         if pool.get(id)?.snapshot {
             return Ok(());
         }
-        let buf = crate::disk::Buf::zeroed(60);
+        let buf = crate::runtime::Buf::zeroed(60);
         pool.device(id)?.write(0, 60 * 4096, buf, false).await
     });
     assert!(error.contains(" free blocks"), "{error}");

@@ -9,7 +9,6 @@ use super::super::durable::Durable;
 use super::super::testing::{World, durable_of, image};
 use super::{Check, CheckReport, check_offline};
 use crate::checkpoint::load;
-use crate::disk::executor::{end_of_turn, spawn_local};
 use crate::disk::sim::{CutPlan, Image, SimDisk, SimImage, SimOptions};
 use crate::error::ErrorKind;
 use crate::format::catalogue::{Catalogue, NodeDrop, chain_blocks, encode_chain_block};
@@ -18,6 +17,7 @@ use crate::format::geometry::{Geometry, PageId, Table};
 use crate::format::group::{BlockType, TablePage};
 use crate::format::node::{LeafEntry, Node, NodeRef, seal_crc};
 use crate::format::superblock::Superblock;
+use crate::runtime::executor::{end_of_turn, spawn_local};
 use crate::units::{BLOCK_SIZE, BlockNo, Seqno};
 use zerocopy::FromBytes;
 

@@ -4,11 +4,11 @@
 //! A node that cannot be read hides what is below it. The walk then goes on elsewhere and says
 //! that it is not complete: counts that are too high prove nothing any more.
 
-use crate::disk::executor::end_of_turn;
 use crate::error::Error;
 use crate::format::catalogue::{NodeDrop, VolumeEntry};
 use crate::format::group::BlockType;
 use crate::format::node::{Entry, Extent, InnerEntry, LBA_END, LeafEntry, Node, NodeRef, sums};
+use crate::runtime::executor::end_of_turn;
 use crate::units::{BlockNo, Lba, Seqno, blocks_for};
 
 use super::super::durable::{Durable, PARALLEL};

@@ -12,10 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::subject::Subject;
-use crate::disk::executor::end_of_turn;
 use crate::disk::sim::{Rng, SimDisk, SimImage, SimOptions};
 use crate::error::{Error, ErrorKind};
 use crate::pool::{DumpForm, Pool, check_offline, dump_offline};
+use crate::runtime::executor::end_of_turn;
 use crate::testing::gen_ops::{Bounds, Generator, Op};
 use crate::testing::model::{BLOCK_SECTORS, Model, Stamps, stamps_of};
 use crate::testing::run::{Log, perform};

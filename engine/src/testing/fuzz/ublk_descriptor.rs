@@ -12,10 +12,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::{Input, Reached};
-use crate::disk::executor::Executor;
-use crate::disk::park::ThreadDriver;
 use crate::export::testing::{RamCounters, RamDisk};
 use crate::export::ublk::testing::{DEPTH, TestQueue};
+use crate::runtime::executor::Executor;
+use crate::runtime::park::ThreadDriver;
 use crate::testing::model::{fill_sector, stamp_of};
 
 /// What the corpus must come to.

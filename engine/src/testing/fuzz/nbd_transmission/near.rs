@@ -10,7 +10,7 @@ use rustix::net::{Shutdown, shutdown};
 
 use super::Setting;
 use super::request::{Expected, Request};
-use crate::disk::reactor::{SendPart, recv, send};
+use crate::runtime::reactor::{SendPart, recv, send};
 use crate::units::{to_u32, to_u64, to_usize};
 
 /// Bytes received at once.

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::disk::Buf;
-use crate::disk::executor::{Executor, end_of_turn, spawn_local};
+use crate::runtime::Buf;
+use crate::runtime::executor::{Executor, end_of_turn, spawn_local};
 use crate::units::BLOCK_SIZE;
 
 fn executor() -> Executor<ReactorDriver> {

@@ -10,8 +10,8 @@ use std::time::Duration;
 use io_uring::opcode;
 use io_uring::types::{Fd, FsyncFlags, Timespec};
 
-use super::{OpKind, start};
-use crate::disk::Buf;
+use crate::runtime::Buf;
+use crate::runtime::reactor::{OpKind, start};
 use crate::units::{to_u32, to_u64, to_usize};
 
 /// Pieces of memory in one vectored operation: the kernel's UIO_MAXIOV.

@@ -2,7 +2,7 @@
 //! without a lock; `engine/tests/loom.rs` includes this file and goes through every order in which the
 //! two operations and the memory behind them can be seen.
 
-use crate::sync::atomic::{AtomicBool, Ordering};
+use super::sync::atomic::{AtomicBool, Ordering};
 
 /// A mark on a task that is in the queue, so that it is not put there twice. What was written before
 /// a task was woken is seen by a poll that comes behind it: the one that [`Self::enter`] asks for, or,

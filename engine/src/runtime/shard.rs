@@ -20,10 +20,10 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::disk::executor::{Executor, spawn_local};
-use crate::disk::reactor::ReactorDriver;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::Mutex;
+use crate::runtime::executor::{Executor, spawn_local};
+use crate::runtime::reactor::ReactorDriver;
+use crate::runtime::sync::Mutex;
 
 /// Pieces of work in a mailbox at most; more wait at the sender.
 const MAILBOX_MAX: usize = 1024;
@@ -233,9 +233,9 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::disk::executor::end_of_turn;
-    use crate::disk::park::ThreadDriver;
-    use crate::disk::reactor;
+    use crate::runtime::executor::end_of_turn;
+    use crate::runtime::park::ThreadDriver;
+    use crate::runtime::reactor;
 
     fn here<F: Future>(future: F) -> F::Output {
         Executor::new(ThreadDriver::new()).block_on(future)

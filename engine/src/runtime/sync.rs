@@ -20,7 +20,7 @@
 //! * [`Counter`]: it is shown and decides nothing.
 //! * Weak memory: every atomic operation is sequentially consistent under `shuttle`. What needs an
 //!   ordering says why beside it.
-//! * The ring of the kernel (`disk/reactor/`, `shard.rs`), and what is above the pool.
+//! * The ring of the kernel (`reactor/`, `shard.rs`), and what is above the pool.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

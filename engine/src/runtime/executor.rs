@@ -29,10 +29,10 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use super::LocalFuture;
-use super::queued::Queued;
-use crate::sync::thread::{self, ThreadId};
-use crate::sync::{Mutex, thread_local};
+use crate::runtime::LocalFuture;
+use crate::runtime::queued::Queued;
+use crate::runtime::sync::thread::{self, ThreadId};
+use crate::runtime::sync::{Mutex, thread_local};
 
 /// Wakes a thread that is blocked in [`Driver::park`].
 pub trait Unpark: Send + Sync {
@@ -416,7 +416,7 @@ mod tests {
     use tokio::sync::{Notify, mpsc, oneshot};
 
     use super::*;
-    use crate::disk::park::ThreadDriver;
+    use crate::runtime::park::ThreadDriver;
 
     fn executor() -> Executor<ThreadDriver> {
         Executor::new(ThreadDriver::new())

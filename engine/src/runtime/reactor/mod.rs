@@ -40,8 +40,8 @@ use io_uring::{IoUring, opcode};
 use rustix::event::{EventfdFlags, eventfd};
 use slab::Slab;
 
-use super::executor::{Driver, Parked, Unpark};
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::executor::{Driver, Parked, Unpark};
 use crate::units::{to_u64, to_usize};
 
 pub use ops::{

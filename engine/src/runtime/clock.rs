@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use super::LocalFuture;
+use crate::runtime::LocalFuture;
 
 /// Time, and waiting for it.
 pub trait Clock {
@@ -17,12 +17,12 @@ pub trait Clock {
 }
 
 /// Real time since the process first asked for it.
-pub(super) fn real_now() -> Duration {
+pub(crate) fn real_now() -> Duration {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     START.elapsed()
 }
 
 /// Real time for a thread that does one thing after another: nobody else is held up.
-pub(super) fn blocking_sleep(time: Duration) -> LocalFuture<'static, ()> {
+pub(crate) fn blocking_sleep(time: Duration) -> LocalFuture<'static, ()> {
     Box::pin(async move { std::thread::sleep(time) })
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::executor::{Driver, Parked, Unpark};
-use crate::sync::{Parker, Unparker};
+use crate::runtime::executor::{Driver, Parked, Unpark};
+use crate::runtime::sync::{Parker, Unparker};
 
 /// Sleeps until somebody unparks. For the thread that made it.
 #[derive(Default)]
