@@ -4,8 +4,8 @@
 //!          daemon: config, rpc, metrics
 //!          export/   nbd
 //!          volume    device: the narrow waist
-//!          pool/     open read write flush snapshot clone delete check scrub
-//!          checkpoint/        journal/
+//!          pool/     data path, control, checkpoint, recovery, inspection
+//!          journal/  the ring of records
 //!          state/    catalogue, apply(): the one door
 //!          map/      B+tree of extents          space/   groups, reference counts, checksums
 //!          format/   bytes                      disk/    files, block devices, simulated
@@ -15,7 +15,6 @@
 //!
 //! Arrows only point down; `tests/tidy.rs` enforces it. The layout on disk is `docs/FORMAT.md`.
 
-pub mod checkpoint;
 pub mod crc;
 #[cfg(feature = "daemon")]
 pub mod daemon;

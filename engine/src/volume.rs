@@ -3,6 +3,7 @@
 //! has changed meanwhile, so that of two racing writes to one block neither is lost. Requests wait
 //! here for the limits of the volume, before anything is done for them; flushes never do.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::device::{BlockDevice, MappedRun, ReadData, ZeroFlags, check_payload, check_range};
@@ -29,6 +30,16 @@ struct Edge {
     lba: Lba,
     from: usize,
     to: usize,
+}
+
+impl Pool {
+    /// The volume as a block device for this thread.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn device(&self, id: VolumeId) -> Result<Rc<dyn BlockDevice>> {
+        Ok(Rc::new(Volume::open(self, id)?))
+    }
 }
 
 impl Volume {

@@ -8,7 +8,7 @@ use clap::Parser;
 use pando_engine::daemon;
 use pando_engine::daemon::config::{Config, DEFAULT_FILE};
 use pando_engine::error::{Error, Result};
-use pando_engine::export::apart;
+use pando_engine::export::helper;
 use rustix::io::Errno;
 
 /// Serves the volumes of a Pando pool.
@@ -100,7 +100,7 @@ fn run(args: Args) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = apart::run(std::env::args_os()) {
+    if let Some(code) = helper::run(std::env::args_os()) {
         return code;
     }
     match run(Args::parse()) {

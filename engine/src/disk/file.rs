@@ -8,18 +8,13 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 
-use crate::disk::blocking::BlockingDisk;
-use crate::disk::mapped::MappedRing;
-use crate::disk::uring::UringDisk;
-use crate::disk::{Disk, RingMemory};
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::{Buf, reactor};
+use crate::runtime::Buf;
 
 use crate::limits::POOL_BYTES_MAX;
 use crate::units::{BLOCK_BYTES, BlockNo, Size, to_u64};
@@ -132,36 +127,6 @@ impl PoolFile {
             block_device,
             len_bytes: AtomicU64::new(0),
         })
-    }
-
-    /// A [`Disk`] for the calling thread: on the thread's ring if it has one, else by system calls
-    /// that block it.
-    #[must_use]
-    pub fn disk(self: &Arc<Self>) -> Rc<dyn Disk> {
-        let file = Arc::clone(self);
-        if reactor::is_here() {
-            Rc::new(UringDisk::new(file))
-        } else {
-            Rc::new(BlockingDisk::new(file))
-        }
-    }
-
-    /// The memory of the pool's journal: a file in `directory` that is of this pool alone, with a
-    /// ring of `len` bytes when it is made anew.
-    ///
-    /// # Errors
-    /// The kernel's refusal.
-    pub fn map_ring(&self, directory: &Path, len: usize) -> Result<Box<dyn RingMemory>> {
-        let shown = directory.display();
-        let failed = |error| Error::io(format!("memory of the journal in {shown}"), error);
-        let about = rustix::fs::fstat(&self.fd).map_err(|e| failed(e.into()))?;
-        let name = if self.block_device {
-            format!("dev-{:x}", about.st_rdev)
-        } else {
-            format!("{:x}-{:x}", about.st_dev, about.st_ino)
-        };
-        let ring = MappedRing::open(directory, &name, len, Arc::clone(&self.fd));
-        Ok(Box::new(ring.map_err(failed)?))
     }
 
     /// Whole blocks of the file or device, in bytes.

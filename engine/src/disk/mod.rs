@@ -5,6 +5,7 @@
 //! Buffers go in by value and come back, so that a dropped future can never leave the kernel with
 //! a pointer into freed memory.
 
+mod backend;
 pub mod blocking;
 pub mod file;
 pub mod mapped;

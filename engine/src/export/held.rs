@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{major, makedev, minor};
 
-use super::apart;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::driver::DeviceNode;
 
+/// The first argument of a helper process, by which it is recognised.
+pub(super) const HELPER_ARGUMENT: &str = "device-apart";
 /// Whoever looks at a device that has just changed (udev) is gone by then.
 const USE_PATIENCE: Duration = Duration::from_secs(1);
 /// Whoever holds it for an earlier daemon is gone by then: when the kernel has looked after the
@@ -25,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Takes a device for this process alone, so that nobody mounts it any more, and writes back what
 /// the kernel still holds for it; what that has met, if it fails. Blocks for as long as that takes,
-/// so it is for a process [apart](super::apart).
+/// so it is for the [helper process](super::helper).
 ///
 /// # Errors
 /// `Busy` while it is mounted, held by another device, or open in a program that can be seen.
@@ -48,8 +49,14 @@ pub(super) fn hold(node: &DeviceNode) -> Result<(File, Option<std::io::Error>)> 
     }
 }
 
+/// Whether a process is a helper of a daemon.
+fn is_helper(process: u32) -> bool {
+    let words = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    words.split(|byte| *byte == 0).nth(1) == Some(HELPER_ARGUMENT.as_bytes())
+}
+
 fn held_for_another_daemon(node: &DeviceNode) -> bool {
-    opened_by(makedev(node.major, node.minor)).is_some_and(apart::is_one)
+    opened_by(makedev(node.major, node.minor)).is_some_and(is_helper)
 }
 
 fn try_hold(node: &DeviceNode) -> Result<(File, Option<std::io::Error>)> {

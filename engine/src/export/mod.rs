@@ -19,13 +19,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::LocalFuture;
 
 #[cfg(feature = "daemon")]
-pub mod apart;
-#[cfg(feature = "daemon")]
 pub mod driver;
 #[cfg(feature = "daemon")]
 pub mod fuse;
 #[cfg(feature = "daemon")]
 mod held;
+#[cfg(feature = "daemon")]
+pub mod helper;
 #[cfg(feature = "daemon")]
 mod loopdev;
 pub mod nbd;

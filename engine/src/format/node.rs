@@ -590,5 +590,4 @@ pub fn sums<E: Entry>(entries: &[E]) -> (u64, u64) {
 }
 
 #[cfg(test)]
-#[path = "node_tests.rs"]
 mod tests;

@@ -11,11 +11,8 @@ use super::{
 use crate::format::node::NodeRef;
 use crate::units::{BLOCK_SIZE, BlockNo, Lba, Seqno, to_u64, to_usize};
 
-#[path = "tests_diff.rs"]
 mod diffs;
-#[path = "tests_edit.rs"]
 mod edits;
-#[path = "tests_model.rs"]
 mod model;
 
 pub(super) const POOL: [u8; 16] = *b"test-pool-uuid--";

@@ -15,15 +15,15 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use super::place::Refusals;
-use super::throttle::Throttle;
+use super::data::place::Refusals;
+use super::data::throttle::Throttle;
+use super::data::write::Gather;
 use super::types::PoolCounters;
-use super::write::Gather;
-use crate::checkpoint::Checkpointer;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::Journal;
 use crate::limits::{CASCADE_NODES_MAX, DISCARD_UNIT_BLOCKS};
+use crate::pool::checkpoint::Checkpointer;
 use crate::runtime::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::runtime::sync::{Counter, Mutex, MutexGuard};
 use crate::state::State;

@@ -1,53 +1,34 @@
-//! L5: the pool: data path and control operations.
+//! L5: the pool, by what one looks for.
+//!
+//! ```text
+//!   data/        reads, writes, flushes, discards          core    an open pool and its lock
+//!   control/     formatting; volumes created, changed, deleted
+//!   checkpoint/  the durable state: sealed, written, published
+//!   recovery/    opening                                   types   what callers hand in and get
+//!   inspect/     check, scrub, dump, space, differences
+//! ```
 
-mod check;
+pub(crate) mod checkpoint;
 mod control;
 mod core;
-mod create;
-#[cfg(test)]
-mod damage_tests;
-mod discard;
-#[cfg(test)]
-mod discard_tests;
-mod dump;
-mod durable;
-mod fetch;
-mod flush;
-#[cfg(test)]
-mod gate_tests;
-mod open;
-mod place;
-mod read;
-mod record;
-mod recover;
-#[cfg(test)]
-mod recover_tests;
-mod scrub;
-#[cfg(test)]
-mod scrub_tests;
-mod space_report;
+mod data;
+mod inspect;
+mod recovery;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
-mod throttle;
-#[cfg(test)]
-mod throttle_tests;
 mod types;
-mod walk;
-#[cfg(test)]
-mod walk_tests;
-mod write;
 
 pub(crate) use self::core::count;
 pub use self::core::{Core, OpenOptions, Pool};
-pub use check::{CheckReport, FINDINGS_MAX, Finding, FindingKind, Policy, check_offline};
-pub use create::FormatOptions;
-pub use dump::{DumpForm, dump_offline};
-pub use scrub::{ScrubError, ScrubStep};
-pub(crate) use throttle::Throttle;
+pub use control::create::FormatOptions;
+pub(crate) use data::throttle::Throttle;
+pub(crate) use data::write::Outcome;
+pub use inspect::check::{CheckReport, FINDINGS_MAX, Finding, FindingKind, Policy, check_offline};
+pub use inspect::dump::{DumpForm, dump_offline};
+pub use inspect::scrub::{ScrubError, ScrubStep};
 pub use types::{
     ChangedRun, CreateVolume, IoLimits, ModifyVolume, PoolCounters, PoolStatus, Source,
     SpaceReport, VolumeInfo,
 };
-pub(crate) use write::Outcome;

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use super::durable::Durable;
+use super::inspect::durable::Durable;
 use super::{CreateVolume, FormatOptions, IoLimits, OpenOptions, Pool, Source};
-use crate::checkpoint::load;
 use crate::disk::Disk;
 use crate::disk::sim::{Rng, SimDisk, SimImage, SimOptions};
 use crate::error::Result;
 use crate::map::Fanout;
+use crate::pool::checkpoint::load;
 use crate::runtime::Buf;
 use crate::runtime::executor::spawn_local;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, VolumeId, to_u64, to_usize};

@@ -395,5 +395,4 @@ impl State {
 }
 
 #[cfg(test)]
-#[path = "apply_tests.rs"]
 mod tests;

@@ -5,12 +5,12 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::gen_ops::Op;
-use crate::checkpoint::load;
 use crate::disk::sim::{SimDisk, SimImage, SimOptions};
 use crate::format::geometry::SUPER_SLOTS;
 use crate::journal::LogReader;
 use crate::limits::SEQNOS_SKIPPED;
 use crate::pool::Pool;
+use crate::pool::checkpoint::load;
 use crate::units::{BLOCK_BYTES, BlockNo, Seqno, VolumeId};
 
 /// A rare state.

@@ -17,11 +17,11 @@ use super::gen_ops::Op;
 use super::model::Birth;
 use super::run::{Config, Log, check_sound, observe, perform, resolve, step};
 use super::stage::{Act, Stage};
-use crate::checkpoint::load;
 use crate::disk::Disk;
 use crate::disk::sim::{Effect, Fault, FaultOp, Rng, SimDisk, SimImage, SimOptions};
 use crate::error::{Error, ErrorKind};
 use crate::journal::LogReader;
+use crate::pool::checkpoint::load;
 use crate::pool::{ModifyVolume, Pool};
 use crate::units::{BlockNo, Seqno, to_u64, to_usize};
 

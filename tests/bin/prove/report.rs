@@ -8,12 +8,12 @@ use crate::run::{Outcome, Setting};
 
 /// Files whose coverage is told by name: recovery, and what is done about errors.
 const COVERED: [&str; 6] = [
-    "pool/recover.rs",
+    "pool/recovery/recover.rs",
     "journal/replay.rs",
-    "checkpoint/load.rs",
-    "pool/durable.rs",
-    "pool/check.rs",
-    "pool/check/",
+    "pool/checkpoint/load.rs",
+    "pool/inspect/durable.rs",
+    "pool/inspect/check/mod.rs",
+    "pool/inspect/check/",
 ];
 
 /// Everything.

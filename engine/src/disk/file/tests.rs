@@ -3,6 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::runtime::executor::Executor;
 use crate::runtime::park::ThreadDriver;
+use crate::runtime::reactor;
 use crate::runtime::reactor::ReactorDriver;
 use crate::units::BLOCK_SIZE;
 

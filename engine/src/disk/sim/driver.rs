@@ -1,30 +1,26 @@
 //! The life of an I/O on a simulated disk.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use slab::Slab;
 
 use super::cut::{Piece, Stage};
 use super::fault::{Effect, FaultOp, Faults, Strike};
-use super::image::{ALL_SECTORS, Bytes, Content, Image, Stored};
+use super::image::{ALL_SECTORS, Content, Image};
 use super::rng::Rng;
 use super::served::Served;
-use super::timer::{Sleep, Timers};
+use super::timer::Timers;
 use super::{SimImage, SimOptions};
-use crate::disk::{Disk, HeapRing};
+use crate::disk::HeapRing;
 use crate::error::{Error, Result};
 use crate::runtime::executor::{Driver, Parked, Unpark};
 use crate::runtime::sync::{Mutex, Parker};
-use crate::runtime::{Buf, Clock, LocalFuture};
 use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
 
-enum Work {
+pub(super) enum Work {
     Read {
         at: u64,
         count: u64,
@@ -37,31 +33,31 @@ enum Work {
     },
 }
 
-enum Outcome {
+pub(super) enum Outcome {
     Done(Vec<Content>),
     Failed(i32),
 }
 
-enum Progress {
+pub(super) enum Progress {
     InFlight(Option<Waker>),
     Over(Outcome),
     /// Nobody waits for it any more.
     Abandoned,
 }
 
-struct Op {
+pub(super) struct Op {
     op: FaultOp,
     /// The blocks that it was asked for.
     at: u64,
     blocks: u64,
     work: Work,
     effect: Option<Effect>,
-    progress: Progress,
+    pub(super) progress: Progress,
 }
 
 /// The disk.
 pub(super) struct State {
-    rng: Rng,
+    pub(super) rng: Rng,
     options: SimOptions,
     pub(super) durable: Image,
     /// What a read sees: durable and completed.
@@ -70,7 +66,7 @@ pub(super) struct State {
     pub(super) pieces: Vec<Piece>,
     /// The memory of the journal; empty before somebody asks for it.
     pub(super) ring: HeapRing,
-    ops: Slab<Op>,
+    pub(super) ops: Slab<Op>,
     /// What may complete next.
     in_flight: Vec<usize>,
     /// What takes its time, and when that is over.
@@ -133,7 +129,7 @@ impl State {
         self.next_write - 1
     }
 
-    const fn moment(&mut self) -> u64 {
+    pub(super) const fn moment(&mut self) -> u64 {
         self.now += 1;
         self.now - 1
     }
@@ -154,7 +150,7 @@ impl State {
         !self.halted
     }
 
-    fn check_range(&self, at: BlockNo, blocks: u64) -> Result<()> {
+    pub(super) fn check_range(&self, at: BlockNo, blocks: u64) -> Result<()> {
         let size = self.current.len_blocks();
         match at.get().checked_add(blocks) {
             Some(end) if end <= size => Ok(()),
@@ -178,7 +174,13 @@ impl State {
         }
     }
 
-    fn submit(&mut self, op: FaultOp, work: Work, at: u64, blocks: u64) -> Option<usize> {
+    pub(super) fn submit(
+        &mut self,
+        op: FaultOp,
+        work: Work,
+        at: u64,
+        blocks: u64,
+    ) -> Option<usize> {
         if self.halted || (op != FaultOp::Read && !self.event()) {
             return None;
         }
@@ -219,7 +221,7 @@ impl State {
     }
 
     /// Adds the blocks of a write that has been submitted.
-    fn add_pieces(&mut self, key: Option<usize>, at: u64, blocks: Vec<Content>) {
+    pub(super) fn add_pieces(&mut self, key: Option<usize>, at: u64, blocks: Vec<Content>) {
         let Some(key) = key else { return };
         let Op { work: Work::Write(write), effect, .. } = self.ops[key] else { return };
         let at = self.place(effect, at, to_u64(blocks.len()));
@@ -365,7 +367,7 @@ impl State {
     }
 
     /// Hands the outcome over: from now on a sync covers what was written.
-    fn take(&mut self, key: usize) -> Option<Outcome> {
+    pub(super) fn take(&mut self, key: usize) -> Option<Outcome> {
         let op = self.ops.remove(key);
         if let Work::Write(write) = op.work {
             let delivered = Stage::Delivered(self.moment());
@@ -387,166 +389,6 @@ fn failure(effect: Option<Effect>) -> Outcome {
     match effect {
         Some(Effect::Error { errno, .. }) => Outcome::Failed(errno),
         _ => Outcome::Done(Vec::new()),
-    }
-}
-
-/// What the code under test holds.
-pub(super) struct Handle {
-    state: Arc<Mutex<State>>,
-}
-
-impl Handle {
-    pub(super) const fn new(state: Arc<Mutex<State>>) -> Self {
-        Self { state }
-    }
-
-    async fn finish(&self, key: Option<usize>, what: &str, at: BlockNo) -> Result<Vec<Content>> {
-        match (Waiting { state: &self.state, key }).await {
-            Outcome::Done(blocks) => Ok(blocks),
-            Outcome::Failed(errno) => Err(Error::io(
-                format!("{what} at {at} of the simulated disk"),
-                io::Error::from_raw_os_error(errno),
-            )),
-        }
-    }
-}
-
-/// An operation under way; without a key the power failed before it began.
-struct Waiting<'a> {
-    state: &'a Mutex<State>,
-    key: Option<usize>,
-}
-
-impl Future for Waiting<'_> {
-    type Output = Outcome;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
-        let Some(key) = self.key else { return Poll::Pending };
-        let mut state = self.state.lock();
-        if state.halted {
-            return Poll::Pending;
-        }
-        if let Progress::InFlight(waker) = &mut state.ops[key].progress {
-            *waker = Some(context.waker().clone());
-            return Poll::Pending;
-        }
-        let outcome = state.take(key).expect("an operation that is awaited is not abandoned");
-        drop(state);
-        self.key = None;
-        Poll::Ready(outcome)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let Some(key) = self.key else { return };
-        let mut state = self.state.lock();
-        if let Progress::InFlight(_) = state.ops[key].progress {
-            state.ops[key].progress = Progress::Abandoned;
-        } else {
-            state.take(key);
-        }
-    }
-}
-
-impl Clock for Handle {
-    fn now(&self) -> Duration {
-        self.state.lock().timers.now()
-    }
-
-    fn sleep(&self, time: Duration) -> LocalFuture<'_, ()> {
-        Box::pin(Sleep::new(&self.state, time))
-    }
-}
-
-impl Disk for Handle {
-    fn len_bytes(&self) -> u64 {
-        self.state.lock().len_bytes()
-    }
-
-    fn read(&self, at: BlockNo, mut buf: Buf) -> LocalFuture<'_, (Buf, Result<()>)> {
-        Box::pin(async move {
-            let key = {
-                let mut state = self.state.lock();
-                if let Err(error) = state.check_range(at, buf.block_count()) {
-                    return (buf, Err(error));
-                }
-                let work = Work::Read { at: at.get(), count: buf.block_count() };
-                state.submit(FaultOp::Read, work, at.get(), buf.block_count())
-            };
-            match self.finish(key, "read", at).await {
-                Ok(blocks) => {
-                    let targets = buf.as_mut_bytes().chunks_exact_mut(size_of::<Bytes>());
-                    for (target, block) in targets.zip(&blocks) {
-                        match block {
-                            Some(block) => target.copy_from_slice(block.bytes()),
-                            None => target.fill(0),
-                        }
-                    }
-                    (buf, Ok(()))
-                }
-                Err(error) => (buf, Err(error)),
-            }
-        })
-    }
-
-    fn write(&self, at: BlockNo, bufs: Vec<Buf>) -> LocalFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let key = {
-                let mut state = self.state.lock();
-                let count = bufs.iter().map(Buf::block_count).sum();
-                state.check_range(at, count)?;
-                let write = state.new_write();
-                let key = state.submit(FaultOp::Write, Work::Write(write), at.get(), count);
-                let blocks = bufs.iter().flat_map(Buf::iter_blocks).map(|bytes| {
-                    let bytes: &Bytes = bytes.try_into().expect("a block");
-                    Some(Arc::new(Stored::new(*bytes)))
-                });
-                state.add_pieces(key, at.get(), blocks.collect());
-                key
-            };
-            self.finish(key, "write", at).await.map(drop)
-        })
-    }
-
-    fn sync(&self) -> LocalFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let key = {
-                let mut state = self.state.lock();
-                let asked_at = state.moment();
-                let len_blocks = state.current.len_blocks();
-                state.submit(FaultOp::Sync, Work::Sync { asked_at, len_blocks }, 0, 0)
-            };
-            self.finish(key, "sync", BlockNo::new(0)).await.map(drop)
-        })
-    }
-
-    fn discard(&self, at: BlockNo, count: u64) -> LocalFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let key = {
-                let mut state = self.state.lock();
-                state.check_range(at, count)?;
-                let write = state.new_write();
-                let key = state.submit(FaultOp::Discard, Work::Write(write), at.get(), count);
-                // A device may do it, or do nothing: nobody may count on either.
-                let blocks: Vec<Content> = (at.get()..at.get() + count)
-                    .map(|block| {
-                        let old = state.current.shared(block).cloned();
-                        if state.rng.chance(8) { old } else { None }
-                    })
-                    .collect();
-                state.add_pieces(key, at.get(), blocks);
-                key
-            };
-            self.finish(key, "discard", at).await.map(drop)
-        })
-    }
-
-    fn extend(&self, len_bytes: u64) -> LocalFuture<'_, Result<()>> {
-        Box::pin(async move {
-            self.state.lock().current.extend(len_bytes / BLOCK_BYTES);
-            Ok(())
-        })
     }
 }
 

@@ -21,6 +21,7 @@
 mod cut;
 mod driver;
 mod fault;
+mod handle;
 mod image;
 mod moment;
 mod ring;
@@ -40,7 +41,8 @@ use crate::runtime::sync::Mutex;
 use crate::units::to_u64;
 
 use cut::{Piece, Stage};
-use driver::{Handle, State};
+use driver::State;
+use handle::Handle;
 
 pub use cut::{CutPlan, Grain};
 pub use driver::SimDriver;

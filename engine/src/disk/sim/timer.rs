@@ -2,26 +2,21 @@
 //! moment that somebody waits for when there is no I/O. So it depends on the seed alone.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
-
-use super::driver::State;
-use crate::runtime::sync::Mutex;
 
 /// What each I/O takes, one after another.
 const IO_TIME: Duration = Duration::from_micros(20);
 
 /// Who waits for which moment; the number tells those of one moment apart.
-type Key = (Duration, u64);
+pub(super) type Key = (Duration, u64);
 
 /// The clock of a simulated disk.
 #[derive(Default)]
 pub(super) struct Timers {
-    now: Duration,
-    next: u64,
-    waiting: BTreeMap<Key, Waker>,
+    pub(super) now: Duration,
+    pub(super) next: u64,
+    pub(super) waiting: BTreeMap<Key, Waker>,
 }
 
 impl Timers {
@@ -51,42 +46,5 @@ impl Timers {
         {
             woken.push(first.remove());
         }
-    }
-}
-
-/// Waits for a moment.
-pub(super) struct Sleep<'a> {
-    state: &'a Mutex<State>,
-    key: Key,
-}
-
-impl<'a> Sleep<'a> {
-    pub(super) fn new(state: &'a Mutex<State>, time: Duration) -> Self {
-        let timers = &mut state.lock().timers;
-        timers.next += 1;
-        Self { state, key: (timers.now.saturating_add(time), timers.next) }
-    }
-}
-
-impl Future for Sleep<'_> {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.state.lock();
-        if state.halted {
-            return Poll::Pending;
-        }
-        if self.key.0 <= state.timers.now {
-            return Poll::Ready(());
-        }
-        state.timers.waiting.insert(self.key, context.waker().clone());
-        state.served.something_to_do();
-        Poll::Pending
-    }
-}
-
-impl Drop for Sleep<'_> {
-    fn drop(&mut self) {
-        self.state.lock().timers.waiting.remove(&self.key);
     }
 }

@@ -511,5 +511,4 @@ fn parse_go(data: &[u8], transmit: bool) -> Result<(String, Pending), Refusal> {
 }
 
 #[cfg(test)]
-#[path = "handshake_tests.rs"]
 mod tests;

@@ -21,7 +21,7 @@
 //! driver has no other.
 //!
 //! **What freezes the queue** of a device waits in the kernel until all its I/O under way has ended,
-//! and if the daemon is killed meanwhile, it waits for ever: see [`apart`]. So the time above is set
+//! and if the daemon is killed meanwhile, it waits for ever: see [`helper`]. So the time above is set
 //! before a device is connected, and never again. A change of size cannot be done otherwise, and not
 //! from another process either, since the kernel takes no new socket meanwhile. It lasts as long as
 //! the requests that are being served; those that the kernel has to send again are waited for
@@ -53,7 +53,7 @@ use crate::export::driver::{
     Attached, DeviceKind, DeviceNode, DeviceSpec, Driver, Home, Left, Work, blocking,
 };
 use crate::export::nbd::connection::serve_transmission;
-use crate::export::{apart, held};
+use crate::export::{held, helper};
 use crate::runtime::executor::spawn_local;
 
 /// Longest time for one step in the kernel.
@@ -352,7 +352,7 @@ impl Attached for NbdDevice {
                 // Somebody else has removed it.
                 return Ok(());
             }
-            let held = blocking(what.clone(), STEP_TIME_MAX, move || apart::hold(&node)).await?;
+            let held = blocking(what.clone(), STEP_TIME_MAX, move || helper::hold(&node)).await?;
             self.state.ending.store(true, Ordering::Release);
             let ended = step(format!("end of {what}"), move || kernel::disconnect(number)).await;
             if let Err(error) = ended {

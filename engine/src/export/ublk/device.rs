@@ -16,9 +16,9 @@ use super::abi::{self, DevInfo, Params, attribute, feature, param, state};
 use super::control::Control;
 use super::queue::{self, Shared};
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::apart::{self, Held};
 use crate::export::driver::{Attached, DeviceNode, DeviceSpec, Work, blocking};
 use crate::export::held;
+use crate::export::helper::{self, Held};
 use crate::units::{BLOCK_BYTES, SECTOR_BYTES, to_u32, to_u64};
 
 /// Features without which there is no device of this kind.
@@ -183,7 +183,7 @@ async fn finish(number: u32, suspended: Arc<AtomicBool>) -> Result<(DeviceNode, 
     let waited = node.clone();
     blocking(format!("ublk device {number}"), STEP_TIME_MAX, move || {
         held::await_node(&waited)?;
-        apart::look_early(&waited);
+        helper::look_early(&waited);
         Ok(())
     })
     .await?;
@@ -359,7 +359,7 @@ impl Attached for UblkDevice {
                 // Somebody else has removed it.
                 return Ok(());
             }
-            let held = blocking(what, STEP_TIME_MAX, move || apart::hold(&node)).await?;
+            let held = blocking(what, STEP_TIME_MAX, move || helper::hold(&node)).await?;
             let (_alive, nothing) = mpsc::channel(1);
             let served = std::mem::replace(&mut *self.served.lock().await, nothing);
             remove(number, Some(served), Some(held)).await

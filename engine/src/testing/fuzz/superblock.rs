@@ -9,7 +9,6 @@
 
 use super::forge::{Forge, POOL, content};
 use super::{Input, Reached};
-use crate::checkpoint::load;
 use crate::crc::crc32_of_parts;
 use crate::disk::sim::{SimDisk, SimOptions};
 use crate::error::ErrorKind;
@@ -17,6 +16,7 @@ use crate::format::geometry::Geometry;
 use crate::format::group::BlockType;
 use crate::format::node::{Extent, LeafEntry, NodeBlock, NodePtr, Root, seal_crc};
 use crate::format::superblock::{Superblock, set_crc};
+use crate::pool::checkpoint::load;
 use crate::testing::run::Config;
 use crate::units::{BLOCK_SIZE, BlockNo, Generation, Lba, Seqno, VolumeId, to_u64};
 use zerocopy::IntoBytes;
