@@ -25,7 +25,7 @@ test:
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --features $(FEATURES) -- -D warnings
-	$(CARGO) clippy -p pando-engine --features shuttle --test shuttle -- -D warnings
+	$(CARGO) clippy -p pando-sim --no-default-features --features shuttle --test shuttle -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --features $(FEATURES)
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo 'cargo deny is not installed: licences and advisories are not checked'; fi

@@ -1,5 +1,5 @@
 //! Races between shards, under a scheduler that chooses who goes on: builds the engine for that and
-//! runs a slice of `engine/tests/shuttle.rs`. `scripts/shuttle` runs more.
+//! runs a slice of `sim/tests/shuttle.rs`. `scripts/shuttle` runs more.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

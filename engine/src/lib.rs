@@ -30,7 +30,5 @@ pub mod pool;
 pub mod runtime;
 pub mod space;
 pub mod state;
-#[cfg(any(test, feature = "testing"))]
-pub mod testing;
 pub mod units;
 pub mod volume;

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pando_engine::testing::fuzz::run("node", bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pando_sim::fuzz::run("node", bytes));

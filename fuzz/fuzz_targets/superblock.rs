@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pando_engine::testing::fuzz::run("superblock", bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pando_sim::fuzz::run("superblock", bytes));

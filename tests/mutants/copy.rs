@@ -21,8 +21,8 @@ pub fn on(name: &str) -> bool {
 }
 "#;
 /// What the engine needs of the repository to be built.
-const PARTS: [&str; 7] =
-    ["engine", "proto", "docs", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "deploy"];
+const PARTS: [&str; 8] =
+    ["engine", "proto", "sim", "docs", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "deploy"];
 
 /// The sources of the engine with every edit of `list` applied, by their paths from its root.
 ///
@@ -56,10 +56,10 @@ pub(crate) fn make(root: &Path, scratch: &Path, list: &List) -> PathBuf {
     files.extend(edited.into_iter().map(|(path, code)| (path, code.into_bytes())));
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
     let lib = text(&files["engine/src/lib.rs"]) + "pub mod mutant;\n";
-    let members = r#"members = ["engine", "proto", "csi", "cli", "benches", "tests"]"#;
+    let members = r#"members = ["engine", "proto", "csi", "cli", "sim", "benches", "tests"]"#;
     let manifest = text(&files["Cargo.toml"]);
     assert!(manifest.contains(members), "the members of the workspace have changed");
-    let manifest = manifest.replace(members, r#"members = ["engine", "proto"]"#);
+    let manifest = manifest.replace(members, r#"members = ["engine", "proto", "sim"]"#);
     files.insert("engine/src/lib.rs".into(), lib.into_bytes());
     files.insert("engine/src/mutant.rs".into(), MODULE.into());
     files.insert("Cargo.toml".into(), manifest.into_bytes());
@@ -95,7 +95,8 @@ fn read_all(root: &Path, at: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
 pub(crate) fn build(tree: &Path, scratch: &Path, tests: &[&str]) -> BTreeMap<String, PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(tree).args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
-    cargo.args(["--package=pando-engine", "--features=testing", "--target-dir"]);
+    cargo.args(["--package=pando-engine", "--package=pando-sim", "--no-default-features"]);
+    cargo.args(["--features=pando-engine/testing", "--target-dir"]);
     cargo.arg(scratch.join("target"));
     for test in tests {
         if *test == "lib" {

@@ -16,7 +16,7 @@ pub(crate) struct Mutant {
     pub(crate) killer: Killer,
 }
 
-/// The test that is expected to fail: of `engine/tests/<binary>.rs`, or a unit test, then by its
+/// The test that is expected to fail: of `engine/tests/<binary>.rs` or `sim/tests/<binary>.rs`, or a unit test, then by its
 /// path in the library and `lib`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Killer {

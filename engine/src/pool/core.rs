@@ -170,7 +170,7 @@ impl Core {
     }
 
     /// The lock, if nobody has it.
-    #[cfg(any(test, feature = "testing"))]
+    #[cfg(feature = "testing")]
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, Inner>> {
         self.inner.try_lock()
     }

@@ -13,6 +13,9 @@ mod control;
 mod core;
 mod data;
 mod inspect;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod probe;
 mod recovery;
 #[cfg(test)]
 mod testing;

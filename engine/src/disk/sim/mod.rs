@@ -21,6 +21,7 @@
 mod cut;
 mod driver;
 mod fault;
+pub mod gate;
 mod handle;
 mod image;
 mod moment;

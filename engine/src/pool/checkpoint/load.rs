@@ -13,9 +13,9 @@ use crate::runtime::Buf;
 use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
 
 /// A checkpoint as found on the disk.
-pub(crate) struct Found {
-    pub(crate) catalogue: Catalogue,
-    pub(crate) catalogue_blocks: Vec<BlockNo>,
+pub struct Found {
+    pub catalogue: Catalogue,
+    pub catalogue_blocks: Vec<BlockNo>,
 }
 
 /// Reads one block.
@@ -30,7 +30,7 @@ pub(crate) async fn read_block(disk: &Rc<dyn Disk>, place: BlockNo) -> Result<Bu
 /// # Errors
 /// `NotAPool`, `Unsupported`, `Corrupt` (what each place holds, or that two of them contradict each
 /// other), or the device's.
-pub(crate) async fn superblock(disk: &Rc<dyn Disk>) -> Result<Superblock> {
+pub async fn superblock(disk: &Rc<dyn Disk>) -> Result<Superblock> {
     let blocks = disk.len_bytes() / BLOCK_BYTES;
     if blocks < 2 * SUPER_SLOTS {
         return Err(Error::new(ErrorKind::NotAPool, "too short to be a pool"));
@@ -73,11 +73,7 @@ pub(crate) async fn superblock(disk: &Rc<dyn Disk>) -> Result<Superblock> {
 ///
 /// # Errors
 /// As [`Superblock::decode`]; `Corrupt` for one that belongs into the other slot; the device's.
-pub(crate) async fn superblock_at(
-    disk: &Rc<dyn Disk>,
-    slot: u64,
-    place: BlockNo,
-) -> Result<Superblock> {
+pub async fn superblock_at(disk: &Rc<dyn Disk>, slot: u64, place: BlockNo) -> Result<Superblock> {
     let buf = read_block(disk, place).await;
     let buf = buf.map_err(|error| error.context(format_args!("superblock at {place}")))?;
     let found = Superblock::decode(buf.as_bytes(), place)?;
@@ -123,7 +119,7 @@ pub(crate) async fn forget_torn(disk: &Rc<dyn Disk>, newest: &Superblock) -> Res
 ///
 /// # Errors
 /// `Corrupt`, naming the block, or the device's.
-pub(crate) async fn catalogue(disk: &Rc<dyn Disk>, superblock: &Superblock) -> Result<Found> {
+pub async fn catalogue(disk: &Rc<dyn Disk>, superblock: &Superblock) -> Result<Found> {
     let found = catalogue_as_is(disk, superblock).await?;
     check(superblock, &found.catalogue)?;
     Ok(found)

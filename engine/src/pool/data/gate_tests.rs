@@ -8,6 +8,7 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 use crate::device::BlockDevice;
+use crate::disk::sim::gate::{Gate, pass_time};
 use crate::disk::sim::{FaultOp, SimDisk, SimOptions};
 use crate::error::{ErrorKind, Result};
 use crate::format::geometry::{PageId, SUPER_SLOTS, Table};
@@ -17,7 +18,6 @@ use crate::pool::testing::format;
 use crate::pool::{CreateVolume, IoLimits, OpenOptions, Pool, Source};
 use crate::runtime::Buf;
 use crate::runtime::executor::spawn_local;
-use crate::testing::gate::{Gate, pass_time};
 use crate::units::{BLOCK_BYTES, BlockNo, Lba, Seqno, VolumeId, to_u32, to_usize};
 
 /// A pool of four groups, of which the test makes the checkpoints.

@@ -2,6 +2,7 @@
 //! not taken for lost, and what was flushed needs no proof.
 
 use crate::crc::crc32;
+use crate::disk::sim::gate::pass_time;
 use crate::disk::sim::{CutPlan, Effect, Fault, FaultOp, Image, SimDisk, SimImage, SimOptions};
 use crate::error::{ErrorKind, Result};
 use crate::format::geometry::{Geometry, PageId, Table};
@@ -9,7 +10,6 @@ use crate::format::group::PAGE_FIELDS;
 use crate::format::node::Node;
 use crate::pool::Pool;
 use crate::pool::testing::{World, open};
-use crate::testing::gate::pass_time;
 use crate::units::{BLOCK_BYTES, BlockNo, Generation, Lba, Seqno, VolumeId, to_u32};
 
 const BLOCKS: u64 = 2500;
