@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::device::{BlockDevice, MappedRun, ReadData, ZeroFlags, check_payload, check_range};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::{Outcome, Pool, Throttle};
+use crate::pool::{LiveVolume, Outcome, Pool};
 use crate::runtime::{Buf, LocalFuture};
 use crate::units::{
     BLOCK_BYTES, BLOCK_SIZE, BlockNo, Lba, VolumeId, blocks_for, to_u32, to_u64, to_usize,
@@ -21,7 +21,7 @@ const ZERO_CHUNK_BLOCKS: u64 = 256;
 pub struct Volume {
     pool: Pool,
     id: VolumeId,
-    throttle: Arc<Throttle>,
+    live: Arc<LiveVolume>,
 }
 
 /// The part of a block that a request covers.
@@ -48,28 +48,29 @@ impl Volume {
     /// # Errors
     /// `NotFound`.
     pub fn open(pool: &Pool, id: VolumeId) -> Result<Self> {
-        let throttle = pool.throttle(id)?;
-        Ok(Self { pool: pool.clone(), id, throttle })
+        let live = pool.live(id)?;
+        Ok(Self { pool: pool.clone(), id, live })
     }
 
     /// Lets a request that moves `bytes` pass when the limits of the volume allow it.
     async fn pass(&self, bytes: u64) {
-        if self.throttle.is_limited() {
-            self.throttle.pass(self.pool.disk().as_ref(), bytes).await;
+        let throttle = &self.live.throttle;
+        if throttle.is_limited() {
+            throttle.pass(self.pool.disk().as_ref(), bytes).await;
         }
     }
 
-    fn size(&self) -> Result<(u64, bool)> {
-        let inner = self.pool.core.lock();
-        let volume = inner.state.volume(self.id);
-        let volume = volume
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("{} was deleted", self.id)))?;
-        Ok((volume.entry.size_bytes, volume.refuses_writes()))
+    /// Size in bytes of a volume that exists.
+    fn size(&self) -> Result<u64> {
+        if self.live.is_deleted() {
+            return Err(Error::new(ErrorKind::NotFound, format!("{} was deleted", self.id)));
+        }
+        Ok(self.live.size_bytes())
     }
 
     fn check_write(&self, offset: u64, len: u64) -> Result<()> {
-        let (size, refuses) = self.size()?;
-        if refuses {
+        let size = self.size()?;
+        if self.live.refuses_writes() {
             return Err(Error::new(ErrorKind::ReadOnly, format!("{} is read-only", self.id)));
         }
         check_range(size, offset, len).map(|_| ())
@@ -77,7 +78,7 @@ impl Volume {
 
     async fn do_read(&self, offset: u64, len: u32) -> Result<ReadData> {
         check_payload(len)?;
-        check_range(self.size()?.0, offset, u64::from(len))?;
+        check_range(self.size()?, offset, u64::from(len))?;
         self.pool.count_read(u64::from(len));
         let start = to_usize(offset % BLOCK_BYTES);
         if len == 0 {
@@ -173,7 +174,7 @@ impl Volume {
 
     async fn do_discard(&self, offset: u64, len: u64, fua: bool) -> Result<()> {
         self.check_write(offset, len)?;
-        let size = self.size()?.0;
+        let size = self.size()?;
         let first = offset.div_ceil(BLOCK_BYTES);
         // The last block of a volume may be short; a discard up to the end covers it whole.
         let end = offset + len;
@@ -187,11 +188,11 @@ impl Volume {
 
 impl BlockDevice for Volume {
     fn size_bytes(&self) -> u64 {
-        self.size().map_or(0, |(size, _)| size)
+        self.size().unwrap_or(0)
     }
 
     fn read_only(&self) -> bool {
-        self.size().map_or(true, |(_, refuses)| refuses)
+        self.live.is_deleted() || self.live.refuses_writes()
     }
 
     fn read(&self, offset: u64, len: u32) -> LocalFuture<'_, Result<ReadData>> {
@@ -234,7 +235,7 @@ impl BlockDevice for Volume {
         max_runs: usize,
     ) -> LocalFuture<'_, Result<Vec<MappedRun>>> {
         Box::pin(async move {
-            let end = check_range(self.size()?.0, offset, len)?;
+            let end = check_range(self.size()?, offset, len)?;
             self.pool.mapped_runs(self.id, offset, end, max_runs).await
         })
     }

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+use super::data::live::LiveVolume;
 use super::data::place::Refusals;
-use super::data::throttle::Throttle;
 use super::data::write::Gather;
 use super::types::PoolCounters;
 use crate::disk::Disk;
@@ -82,7 +82,7 @@ pub(crate) struct Inner {
     /// Writes refused for lack of space that nobody has asked for yet.
     pub refusals: Refusals,
     /// Of volumes that have been opened as a device and exist.
-    pub throttles: BTreeMap<VolumeId, Arc<Throttle>>,
+    pub live: BTreeMap<VolumeId, Arc<LiveVolume>>,
 }
 
 /// Counters, incremented without a lock.
@@ -114,6 +114,9 @@ pub(crate) struct Counters {
     pub metadata_reads: Counter,
     /// Bytes of free blocks discarded.
     pub discarded_bytes: Counter,
+    /// How often the lock of the state was taken.
+    #[cfg(feature = "testing")]
+    pub locks: Counter,
 }
 
 /// Adds to a counter.
@@ -166,6 +169,8 @@ impl Core {
 
     /// The lock; never held across an await.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
+        #[cfg(feature = "testing")]
+        self.counters.locks.add(1);
         self.inner.lock()
     }
 

@@ -26,7 +26,7 @@ mod types;
 pub(crate) use self::core::count;
 pub use self::core::{Core, OpenOptions, Pool};
 pub use control::create::FormatOptions;
-pub(crate) use data::throttle::Throttle;
+pub(crate) use data::live::LiveVolume;
 pub(crate) use data::write::Outcome;
 pub use inspect::check::{CheckReport, FINDINGS_MAX, Finding, FindingKind, Policy, check_offline};
 pub use inspect::dump::{DumpForm, dump_offline};

@@ -78,6 +78,12 @@ impl Pool {
         Some(self.look(look))
     }
 
+    /// How often the lock of the state was taken since the pool was opened.
+    #[must_use]
+    pub fn locks_taken(&self) -> u64 {
+        self.core.counters.locks.get()
+    }
+
     /// The disk of this thread.
     #[must_use]
     pub fn probe_disk(&self) -> Rc<dyn Disk> {

@@ -199,7 +199,7 @@ pub(in crate::pool) fn core_of(
         catalogue_blocks: to_u64(checkpointer.catalogue_blocks.len()),
         drops_pending: to_u64(checkpointer.drops.len()),
         refusals: Refusals::default(),
-        throttles: BTreeMap::new(),
+        live: BTreeMap::new(),
     };
     Arc::new(Core::new(inner, checkpointer, options))
 }

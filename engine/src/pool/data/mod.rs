@@ -7,6 +7,7 @@
 //!   read      looks extents up, reads, verifies checksums
 //!    `- fetch     loads the nodes and table pages that an operation lacks
 //!   flush     makes everything before it durable        throttle  limits of a volume's I/O
+//!   live      what handles of a volume read without the lock
 //!   discard   gives free blocks back to the device, in the background
 //! ```
 
@@ -17,6 +18,7 @@ pub(in crate::pool) mod fetch;
 pub(in crate::pool) mod flush;
 #[cfg(test)]
 mod gate_tests;
+pub(in crate::pool) mod live;
 pub(in crate::pool) mod place;
 pub(in crate::pool) mod read;
 pub(in crate::pool) mod record;

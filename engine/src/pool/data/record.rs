@@ -42,7 +42,15 @@ impl Inner {
         if let Err(error) = self.journal.append(seqno, self.durable, &record) {
             return Err((record, Obstacle::Need(Need::Refused(error))));
         }
+        let changed = match &record {
+            Record::Modify(new) => Some(new.id),
+            Record::Delete(id) => Some(*id),
+            Record::Map { .. } | Record::Unmap { .. } | Record::Create(_) => None,
+        };
         self.state.apply(seqno, record);
+        if let Some(id) = changed {
+            self.update_live(id);
+        }
         Ok(seqno)
     }
 
@@ -75,8 +83,7 @@ impl Pool {
         mut build: impl FnMut(&Inner) -> Result<(Option<Record>, T)>,
     ) -> Result<(Seqno, T)> {
         loop {
-            let pin = self.pin();
-            let obstacle = {
+            let (obstacle, pin) = {
                 let mut inner = self.core.lock();
                 inner.check_alive()?;
                 let (record, answer) = build(&inner)?;
@@ -90,16 +97,16 @@ impl Pool {
                         }
                         return Ok((seqno, answer));
                     }
-                    Err((_, obstacle)) => obstacle,
+                    Err((_, obstacle)) => (obstacle, Pin::new(self, &mut inner)),
                 }
             };
             self.overcome(obstacle, pin).await?;
         }
     }
 
-    /// Gets what is in the way out of it. `pin` is from before the look-up that met the obstacle:
-    /// it keeps a missing node from being overwritten, and must not outlast that, since whoever
-    /// waits for space while it pins what was freed would wait for itself.
+    /// Removes an obstacle. `pin` was taken in the critical section that met the obstacle: it keeps a
+    /// missing node from being overwritten until the node is read. It must not be held for longer: a
+    /// task that waits for space while it pins freed blocks would wait for itself.
     pub(crate) async fn overcome(&self, obstacle: Obstacle, pin: Pin) -> Result<()> {
         match obstacle {
             Obstacle::Need(need @ Need::Node(_)) => {

@@ -13,21 +13,16 @@
 //! What waits is bounded by whoever sends requests: an export takes a bounded number of them.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::select;
 use tokio::sync::Notify;
 
 use crate::disk::Disk;
-use crate::error::Result;
-use crate::pool::control::volumes::no_volume;
-use crate::pool::core::Pool;
 use crate::pool::types::IoLimits;
 use crate::runtime::LocalFuture;
 use crate::runtime::sync::Mutex;
 use crate::runtime::sync::atomic::{AtomicBool, Ordering};
-use crate::units::VolumeId;
 
 /// What a volume that was idle may do at once, as a time at its rate.
 const BURST: Duration = Duration::from_millis(100);
@@ -135,36 +130,5 @@ impl Throttle {
             self.limited.store(limits != IoLimits::default(), Ordering::Relaxed);
         }
         self.changed.notify_waiters();
-    }
-}
-
-impl Pool {
-    /// The throttle that all handles of a volume share.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub(crate) fn throttle(&self, id: VolumeId) -> Result<Arc<Throttle>> {
-        let mut inner = self.core.lock();
-        let limits = inner.state.volume(id).ok_or_else(|| no_volume(id))?.entry.io_limits;
-        let throttle = inner.throttles.entry(id).or_insert_with(|| {
-            let throttle = Throttle::default();
-            throttle.set(self.disk().now(), limits);
-            Arc::new(throttle)
-        });
-        Ok(Arc::clone(throttle))
-    }
-
-    /// The limits of a volume may have changed, or it is gone: then nothing waits for them.
-    pub(in crate::pool) fn update_throttle(&self, id: VolumeId) {
-        let mut inner = self.core.lock();
-        let limits = inner.state.volume(id).map(|volume| volume.entry.io_limits);
-        let throttle = match limits {
-            Some(_) => inner.throttles.get(&id).map(Arc::clone),
-            None => inner.throttles.remove(&id),
-        };
-        // Under the lock: of two changes the later one stays.
-        if let Some(throttle) = throttle {
-            throttle.set(self.disk().now(), limits.unwrap_or_default());
-        }
     }
 }

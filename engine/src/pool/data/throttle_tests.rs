@@ -197,6 +197,6 @@ fn nobody_waits_for_a_volume_that_is_gone() {
         pool.delete(id).await.unwrap();
         pool.disk().sleep(Duration::from_millis(1)).await;
         assert_eq!(refused.get(), 20);
-        assert!(pool.core.lock().throttles.is_empty());
+        assert!(pool.core.lock().live.is_empty());
     });
 }

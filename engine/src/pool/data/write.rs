@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{MapRun, Record};
 use crate::limits::RECORD_BLOCKS_MAX;
 use crate::pool::core::{Inner, Pool, count};
+use crate::pool::data::fetch::Pin;
 use crate::pool::data::place::{Admission, Placed, deleted};
 use crate::pool::data::record::Obstacle;
 use crate::runtime::Buf;
@@ -137,10 +138,9 @@ impl Pool {
         }
         let mut left = batch;
         while !left.is_empty() {
-            let pin = self.pin();
             let (rest, obstacle) = self.record_batch(left);
             left = rest;
-            if let Some(obstacle) = obstacle
+            if let Some((obstacle, pin)) = obstacle
                 && let Err(error) = self.overcome(obstacle, pin).await
             {
                 self.abandon(left, &error);
@@ -184,10 +184,13 @@ impl Pool {
                 crate::map::missing_for_edit(&inner.state.cache, root, *lba, *len).is_some()
             })
         };
-        if !needed(&self.core.lock()) {
-            return;
-        }
-        let _pin = self.pin();
+        let _pin = {
+            let mut inner = self.core.lock();
+            if !needed(&inner) {
+                return;
+            }
+            Pin::new(self, &mut inner)
+        };
         let loads = ranges.iter().map(|(volume, lba, len)| self.warm_one(*volume, *lba, *len));
         join_all(loads).await;
     }
@@ -208,11 +211,10 @@ impl Pool {
 
     /// Records as many writes of the batch as possible in one critical section. Returns the rest
     /// with what is in the way.
-    fn record_batch(&self, mut batch: Vec<Placed>) -> (Vec<Placed>, Option<Obstacle>) {
+    fn record_batch(&self, mut batch: Vec<Placed>) -> (Vec<Placed>, Option<(Obstacle, Pin)>) {
         let mut answers = Vec::with_capacity(batch.len());
         let mut obstacle = None;
-        let mut wanted = false;
-        {
+        let (wanted, pin) = {
             let mut inner = self.core.lock();
             let mut done = 0;
             while done < batch.len() && obstacle.is_none() {
@@ -249,8 +251,9 @@ impl Pool {
                     },
                 }
             }
-            wanted |= inner.wants_checkpoint();
-        }
+            let pin = obstacle.is_some().then(|| Pin::new(self, &mut inner));
+            (inner.wants_checkpoint(), pin)
+        };
         if wanted {
             self.core.want_checkpoint();
         }
@@ -259,7 +262,7 @@ impl Pool {
             // Nobody may wait for the answer any more.
             drop(placed.write.done.send(answer));
         }
-        (rest, obstacle)
+        (rest, obstacle.zip(pin))
     }
 
     fn abandon(&self, batch: Vec<Placed>, error: &Error) {
