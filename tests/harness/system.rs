@@ -22,12 +22,19 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Lines of the daemon's log that a failed test shows.
 const LOG_LINES_SHOWN: usize = 60;
 
-/// The directory of the programs under test: that of the test's own executable.
+/// The variable with the directory of the programs under test.
+const PROGRAMS: &str = "PANDO_PROGRAMS";
+
+/// The directory of the programs under test: the one that `PANDO_PROGRAMS` names, where `scripts/test`
+/// puts programs that are built as they are shipped. Without it that of the test's own executable.
 ///
 /// # Panics
 /// The executable does not know where it is.
 #[must_use]
 pub fn programs() -> PathBuf {
+    if let Some(directory) = std::env::var_os(PROGRAMS) {
+        return directory.into();
+    }
     let executable = std::env::current_exe().expect("an executable has a path");
     let directory = executable.parent().expect("it lies in a directory");
     let directory = if directory.ends_with("deps") { directory.parent() } else { Some(directory) };
