@@ -1,7 +1,10 @@
 //! Tests of the tests: an engine with a deliberate bug does not pass them. The list of bugs is
-//! `tests/mutants/*.toml`, what has become of them `docs/MUTANTS.md`, how to run a part of them
-//! `scripts/mutants`.
+//! `tests/mutants/*.toml`; `docs/MUTANTS.md` explains it; `scripts/mutants` runs a part of it.
 
+#[path = "mutants/anchors.rs"]
+mod anchors;
+#[path = "mutants/code.rs"]
+mod code;
 #[path = "mutants/copy.rs"]
 mod copy;
 #[path = "mutants/document.rs"]
@@ -70,7 +73,7 @@ fn every_mutant_is_killed() {
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutants");
     let tree = copy::make(&root(), &scratch, &list);
     let tests: Vec<&str> = tests.into_iter().collect();
-    let programs = Programs(copy::build(&tree, &scratch, &tests));
+    let programs = Programs::of(copy::build(&tree, &scratch, &tests));
     println!("built after {} s", begin.elapsed().as_secs());
     let times = side_by_side(&killers, |killer| programs.prove(killer));
     for (killer, took) in killers.iter().zip(&times) {
@@ -98,19 +101,23 @@ fn every_mutant_is_killed() {
         println!("{sums}");
     }
     if std::env::var_os("PANDO_MUTANTS_DOCUMENT").is_some() {
-        document::write(&root(), &list, &pairs().map(|(name, o)| (name, o.took)).collect());
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("mutants.md");
+        document::write(&place, &list, &pairs().map(|(name, o)| (name, o.took)).collect());
+        println!("{} says what killed each", place.display());
     }
     assert!(survived.is_empty(), "no test has noticed: {survived:#?}");
 }
 
 #[test]
 fn every_mutant_fits_the_code() {
-    if let Err(misfits) = copy::edited(&root(), &listed()) {
-        panic!("tests/mutants/*.toml is to follow the code:\n{misfits}");
-    }
+    let (sources, list) = (copy::sources(&root()), listed());
+    let edited = anchors::edited(&sources, &list);
+    assert!(edited.is_ok(), "tests/mutants/*.toml is to follow the code:\n{}", edited.unwrap_err());
+    let unknown: BTreeSet<_> = anchors::unknown(&sources, &list).into_iter().collect();
+    assert!(unknown.is_empty(), "no test, or more than one, is named so: {unknown:#?}");
 }
 
 #[test]
-fn the_document_names_every_mutant() {
+fn every_known_bug_that_can_be_made_has_a_mutant() {
     document::check(&root(), &listed());
 }

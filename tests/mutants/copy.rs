@@ -1,11 +1,13 @@
 //! A copy of the engine with all mutants in it, asleep: built once, whatever their number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::Value as Json;
+use toml::{Table, Value};
 
+use super::anchors::{self, Sources};
 use super::list::List;
 
 /// What a mutated piece asks.
@@ -20,49 +22,69 @@ pub fn on(name: &str) -> bool {
     CHOSEN.as_deref() == Some(name)
 }
 "#;
-/// What the engine needs of the repository to be built.
-const PARTS: [&str; 8] =
-    ["engine", "proto", "sim", "docs", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "deploy"];
+/// The crate that has the mutants, and the crate whose tests kill most of them.
+const CRATES: [&str; 2] = ["engine", "sim"];
+/// What is copied besides crates: some tests read documents and what is deployed.
+const PARTS: [&str; 5] = ["docs", "deploy", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml"];
 
-/// The sources of the engine with every edit of `list` applied, by their paths from its root.
-///
-/// # Errors
-/// Every edit that does not fit the code any more.
-pub(crate) fn edited(root: &Path, list: &List) -> Result<BTreeMap<String, String>, String> {
-    let mut files: BTreeMap<String, String> = BTreeMap::new();
-    let mut misfits = String::new();
-    for edit in &list.edits {
-        let path = format!("engine/src/{}", edit.file);
-        let code = files.entry(path).or_insert_with_key(|path| {
-            std::fs::read_to_string(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
-        });
-        match edit.apply(code) {
-            Ok(edited) => *code = edited,
-            Err(misfit) => misfits.push_str(&misfit),
+fn table(text: &str) -> Table {
+    text.parse().unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// The members of the workspace in `root` that [`CRATES`] are and need.
+fn members(root: &Path, workspace: &Table) -> BTreeSet<String> {
+    let all = workspace["workspace"]["members"].as_array().expect("a list of members");
+    let read = |member: &Value| {
+        let name = member.as_str().expect("a directory").to_owned();
+        let manifest = std::fs::read_to_string(root.join(&name).join("Cargo.toml"));
+        (name, table(&manifest.expect("a manifest")))
+    };
+    let manifests: BTreeMap<String, Table> = all.iter().map(read).collect();
+    let mut wanted: Vec<&String> =
+        manifests.keys().filter(|name| CRATES.contains(&name.as_str())).collect();
+    let mut needed = BTreeSet::new();
+    while let Some(name) = wanted.pop() {
+        if !needed.insert(name.clone()) {
+            continue;
+        }
+        let kinds = ["dependencies", "dev-dependencies", "build-dependencies"];
+        let kinds = kinds.iter().filter_map(|kind| manifests[name].get(*kind)?.as_table());
+        for package in kinds.flat_map(Table::keys) {
+            let is_it = |(_, m): &(&String, &Table)| m["package"]["name"].as_str() == Some(package);
+            wanted.extend(manifests.iter().find(is_it).map(|(name, _)| name));
         }
     }
-    if misfits.is_empty() { Ok(files) } else { Err(misfits) }
+    needed
+}
+
+/// The text files of the crates whose tests and code the list of mutants names.
+pub(crate) fn sources(root: &Path) -> Sources {
+    let mut files = BTreeMap::new();
+    for part in CRATES {
+        read_all(root, &root.join(part), &mut files);
+    }
+    let as_text = |(path, bytes)| Some((path, String::from_utf8(bytes).ok()?));
+    files.into_iter().filter_map(as_text).collect()
 }
 
 /// Makes the copy in `scratch/tree`, or brings it up to date: what has not changed keeps its time,
 /// so that it is not compiled again.
 pub(crate) fn make(root: &Path, scratch: &Path, list: &List) -> PathBuf {
     let tree = scratch.join("tree");
+    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).expect("the workspace");
+    let mut workspace = table(&manifest);
+    let members = members(root, &workspace);
     let mut files = BTreeMap::new();
-    for part in PARTS {
+    for part in members.iter().map(String::as_str).chain(PARTS) {
         read_all(root, &root.join(part), &mut files);
     }
-    let edited = edited(root, list).unwrap_or_else(|misfits| panic!("{misfits}"));
+    let edited = anchors::edited(&sources(root), list).unwrap_or_else(|why| panic!("{why}"));
     files.extend(edited.into_iter().map(|(path, code)| (path, code.into_bytes())));
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
-    let lib = text(&files["engine/src/lib.rs"]) + "pub mod mutant;\n";
-    let members = r#"members = ["engine", "proto", "csi", "cli", "sim", "benches", "tests"]"#;
-    let manifest = text(&files["Cargo.toml"]);
-    assert!(manifest.contains(members), "the members of the workspace have changed");
-    let manifest = manifest.replace(members, r#"members = ["engine", "proto", "sim"]"#);
-    files.insert("engine/src/lib.rs".into(), lib.into_bytes());
+    files.get_mut("engine/src/lib.rs").expect("the engine").extend(b"pub mod mutant;\n");
+    workspace["workspace"]["members"] =
+        Value::Array(members.into_iter().map(Value::from).collect());
     files.insert("engine/src/mutant.rs".into(), MODULE.into());
-    files.insert("Cargo.toml".into(), manifest.into_bytes());
+    files.insert("Cargo.toml".into(), workspace.to_string().into_bytes());
     let mut old = BTreeMap::new();
     read_all(&tree, &tree, &mut old);
     for gone in old.keys().filter(|path| !files.contains_key(*path) && *path != "Cargo.lock") {
@@ -109,11 +131,15 @@ pub(crate) fn build(tree: &Path, scratch: &Path, tests: &[&str]) -> BTreeMap<Str
     let output = cargo.stderr(Stdio::inherit()).output().expect("cargo");
     assert!(output.status.success(), "the copy with the mutants does not compile");
     let messages = String::from_utf8(output.stdout).expect("UTF-8");
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Json>(line).ok());
     messages
         .filter(|message| message["profile"]["test"] == true)
         .filter_map(|message| {
             let of_lib = message["target"]["kind"][0] == "lib";
+            // Of the two libraries the engine is the one whose unit tests kill mutants.
+            if of_lib && message["target"]["name"] != "pando_engine" {
+                return None;
+            }
             let name = if of_lib { "lib" } else { message["target"]["name"].as_str()? };
             Some((name.to_owned(), PathBuf::from(message["executable"].as_str()?)))
         })

@@ -1,4 +1,5 @@
-//! The tables of `docs/MUTANTS.md`, which are made of the list and of a run.
+//! The list of mutants for people, with what has killed each: `target/mutants.md`. What they read
+//! besides is in `docs/MUTANTS.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -6,14 +7,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::list::{List, Mutant};
-
-const DOCUMENT: &str = "docs/MUTANTS.md";
-/// What comes behind it is made by `scripts/mutants --document`.
-const MARK: &str = "<!-- from here on made by scripts/mutants --document -->\n";
-
-fn read(root: &Path) -> String {
-    std::fs::read_to_string(root.join(DOCUMENT)).expect("docs/MUTANTS.md")
-}
 
 /// The last two cells of a row: the killer, and its seconds if the mutant was run.
 fn killed_by(mutant: &Mutant, seconds: &BTreeMap<&str, Duration>) -> String {
@@ -26,8 +19,7 @@ fn killed_by(mutant: &Mutant, seconds: &BTreeMap<&str, Duration>) -> String {
 fn tables(list: &List, seconds: &BTreeMap<&str, Duration>) -> String {
     let mut out = String::from("| bug | mutant | killed by | s |\n|---|---|---|---|\n");
     let mutants_of = |bug| list.mutants.iter().filter(move |m| m.bugs.contains(&bug));
-    let bugs: BTreeSet<i64> = list.mutants.iter().flat_map(|m| m.bugs.iter().copied()).collect();
-    for (bug, mutant) in bugs.iter().flat_map(|bug| mutants_of(*bug).map(move |m| (bug, m))) {
+    for (bug, mutant) in bugs(list).iter().flat_map(|bug| mutants_of(*bug).map(move |m| (bug, m))) {
         writeln!(out, "| {bug} | {} | {}", mutant.name, killed_by(mutant, seconds))
             .expect("a string");
     }
@@ -46,26 +38,22 @@ fn tables(list: &List, seconds: &BTreeMap<&str, Duration>) -> String {
     out
 }
 
-/// Writes the tables behind the mark.
-pub(crate) fn write(root: &Path, list: &List, seconds: &BTreeMap<&str, Duration>) {
-    let text = read(root);
-    let (head, _) = text.split_once(MARK).expect("the mark in docs/MUTANTS.md");
-    let text = format!("{head}{MARK}{}", tables(list, seconds));
-    std::fs::write(root.join(DOCUMENT), text).expect("docs/MUTANTS.md");
+/// Writes the tables to `place`.
+pub(crate) fn write(place: &Path, list: &List, seconds: &BTreeMap<&str, Duration>) {
+    let text = format!("# Mutants and what has killed them\n\n{}", tables(list, seconds));
+    std::fs::write(place, text).unwrap_or_else(|error| panic!("{}: {error}", place.display()));
 }
 
-/// The rows without their last cell, the seconds.
-fn rows(text: &str) -> BTreeSet<&str> {
-    let rows = text.lines().filter(|line| line.starts_with("| "));
-    rows.filter_map(|row| Some(row.trim_end_matches('|').rsplit_once('|')?.0)).collect()
+/// The known bugs that mutants of the list make.
+fn bugs(list: &List) -> BTreeSet<i64> {
+    list.mutants.iter().flat_map(|m| m.bugs.iter().copied()).collect()
 }
 
-/// Whether the document has the tables of the list.
+/// Whether the known bugs that mutants make are those that `docs/MUTANTS.md` says can be made here.
 pub(crate) fn check(root: &Path, list: &List) {
-    let text = read(root);
-    let (_, made) = text.split_once(MARK).expect("the mark in docs/MUTANTS.md");
-    let tables = tables(list, &BTreeMap::new());
-    let (is, wanted) = (rows(made), rows(&tables));
-    let differ: Vec<_> = is.symmetric_difference(&wanted).collect();
-    assert!(differ.is_empty(), "run scripts/mutants --document: {differ:#?}");
+    let text = std::fs::read_to_string(root.join("docs/MUTANTS.md")).expect("docs/MUTANTS.md");
+    let number = |row: &str| row.strip_prefix("| ")?.split_once(" | ")?.0.parse().ok();
+    let rows = text.lines().filter(|row| row.contains("| applies"));
+    let applies: BTreeSet<i64> = rows.filter_map(number).collect();
+    assert_eq!(bugs(list), applies, "the bugs of tests/mutants/*.toml and of docs/MUTANTS.md");
 }

@@ -16,19 +16,21 @@ pub(crate) struct Mutant {
     pub(crate) killer: Killer,
 }
 
-/// The test that is expected to fail: of `engine/tests/<binary>.rs` or `sim/tests/<binary>.rs`, or a unit test, then by its
-/// path in the library and `lib`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// The test that is expected to fail: of `sim/tests/<binary>.rs` or `engine/tests/<binary>.rs`, or a
+/// unit test of the engine, then `lib`. It is named by the end of its path, so much that no other
+/// test is named so.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Killer {
     pub(crate) binary: String,
     pub(crate) test: String,
 }
 
-/// A piece of the engine that is replaced by one which asks at run time which mutant it is to be:
-/// `{{name}}` in it stands for that question.
+/// A piece of a function of the engine that is replaced by one which asks at run time which mutant
+/// it is to be: `{{name}}` in it stands for that question.
 pub(crate) struct Edit {
-    pub(crate) file: String,
-    find: String,
+    /// The function: `Type::name`, `name`, or `module::name` where several functions are named so.
+    pub(crate) function: String,
+    pub(crate) find: String,
     replace: String,
 }
 
@@ -71,21 +73,14 @@ impl Edit {
         self.replace.split("{{").skip(1).filter_map(|rest| Some(rest.split_once("}}")?.0))
     }
 
-    /// `code` with the replacement in the one place where the piece is found.
-    ///
-    /// # Errors
-    /// The piece is not there, or more than once: the code has changed.
-    pub(crate) fn apply(&self, code: &str) -> Result<String, String> {
-        let Self { file, find, .. } = self;
-        match code.matches(find.as_str()).count() {
-            1 => {
-                let question =
-                    self.replace.replace("{{", "crate::mutant::on(\"").replace("}}", "\")");
-                Ok(code.replacen(find, &question, 1))
-            }
-            0 => Err(format!("{file} has no such piece any more:\n{find}\n")),
-            _ => Err(format!("{file} has more than one such piece:\n{find}\n")),
-        }
+    /// The names of its mutants, for messages.
+    pub(crate) fn title(&self) -> String {
+        self.names().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+    }
+
+    /// What the piece is replaced by.
+    pub(crate) fn question(&self) -> String {
+        self.replace.replace("{{", "crate::mutant::on(\"").replace("}}", "\")")
     }
 }
 
@@ -103,7 +98,7 @@ impl List {
             let file: Table = file.parse().unwrap_or_else(|error| panic!("{class}: {error}"));
             list.mutants.extend(tables(&file, "mutant").map(|table| Mutant::of(table, &class)));
             list.edits.extend(tables(&file, "edit").map(|table| Edit {
-                file: text(table, "file"),
+                function: text(table, "fn"),
                 find: text(table, "find"),
                 replace: text(table, "replace"),
             }));

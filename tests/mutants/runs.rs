@@ -1,7 +1,7 @@
 //! Runs of killers: without a mutant they pass, with one they fail.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -28,16 +28,44 @@ pub(crate) struct Outcome {
     pub(crate) why: String,
 }
 
-/// The programs of the copy.
-pub(crate) struct Programs(pub(crate) BTreeMap<String, PathBuf>);
+/// A program of the copy.
+struct Program {
+    path: PathBuf,
+    /// The paths of its tests.
+    tests: Vec<String>,
+}
+
+/// The programs of the copy, by the names of their tests.
+pub(crate) struct Programs(BTreeMap<String, Program>);
 
 impl Programs {
+    pub(crate) fn of(paths: BTreeMap<String, PathBuf>) -> Self {
+        let listed = |path: PathBuf| {
+            let output = Command::new(&path).args(["--list", "--format=terse"]).output();
+            let all = String::from_utf8(output.expect("a list of tests").stdout).expect("UTF-8");
+            let tests = all.lines().filter_map(|line| line.strip_suffix(": test"));
+            Program { path, tests: tests.map(str::to_owned).collect() }
+        };
+        Self(paths.into_iter().map(|(name, path)| (name, listed(path))).collect())
+    }
+
+    /// The program of a killer, and the whole path of the test.
+    fn find(&self, killer: &Killer) -> (&Path, &str) {
+        let Killer { binary, test } = killer;
+        let program = self.0.get(binary).unwrap_or_else(|| panic!("no tests named {binary}"));
+        let is_it = |path: &&String| {
+            path.strip_suffix(test.as_str()).is_some_and(|p| p.is_empty() || p.ends_with("::"))
+        };
+        let found: Vec<&String> = program.tests.iter().filter(is_it).collect();
+        let [test] = found[..] else { panic!("one test is to be {binary} {test}: {found:?}") };
+        (&program.path, test)
+    }
+
     fn run(&self, killer: &Killer, mutant: Option<&str>, seconds: f64) -> (Outcome, String) {
-        let program = self.0.get(&killer.binary);
-        let program = program.unwrap_or_else(|| panic!("no tests named {}", killer.binary));
+        let (program, test) = self.find(killer);
         let mut command = Command::new("timeout");
         command.args(["--signal=KILL", &format!("{seconds:.1}")]).arg(program);
-        command.args(["--exact", &killer.test, "--nocapture"]).env_remove("PANDO_MUTANT");
+        command.args(["--exact", test, "--nocapture"]).env_remove("PANDO_MUTANT");
         if let Some(name) = mutant {
             command.env("PANDO_MUTANT", name);
         }
