@@ -9,7 +9,7 @@ FEATURES := pando-engine/daemon,pando-engine/testing
 help:
 	@echo 'make run         build, make a pool in a file, show a clone of real data with numbers'
 	@echo 'make test        install what the tests need, run every test'
-	@echo 'make check       format, lints, documentation, licences'
+	@echo 'make check       format, lints, documentation, policy for dependencies'
 	@echo 'make bench       benchmarks'
 	@echo 'make fuzz-smoke  a minute of each fuzz target'
 	@echo 'make kubernetes  build a Kubernetes, run pods and a database on volumes and clones'
@@ -27,8 +27,7 @@ check:
 	$(CARGO) clippy --workspace --all-targets --features $(FEATURES) -- -D warnings
 	$(CARGO) clippy -p pando-sim --no-default-features --features shuttle --test shuttle -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --features $(FEATURES)
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
-	else echo 'cargo deny is not installed: licences and advisories are not checked'; fi
+	@scripts/deny
 
 bench:
 	@scripts/bench $(ARGS)
