@@ -3,6 +3,8 @@
 CARGO ?= cargo
 # Everything that is built for tests, with one set of features, so that it is built once.
 FEATURES := pando-engine/daemon,pando-engine/testing
+# What is shipped.
+SHIPPED := -p pando-engine -p pando -p pando-csi --bins --features pando-engine/daemon
 
 .PHONY: help run test check bench fuzz-smoke kubernetes prove clean-run
 
@@ -25,6 +27,7 @@ test:
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --features $(FEATURES) -- -D warnings
+	$(CARGO) clippy $(SHIPPED) -- -D warnings
 	$(CARGO) clippy -p pando-sim --no-default-features --features shuttle --test shuttle -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --features $(FEATURES)
 	@scripts/deny
