@@ -6,12 +6,13 @@ FEATURES := pando-engine/daemon,pando-engine/testing
 # What is shipped.
 SHIPPED := -p pando-engine -p pando -p pando-csi --bins --features pando-engine/daemon
 
-.PHONY: help run test check bench fuzz-smoke kubernetes prove clean-run
+.PHONY: help run test check release bench fuzz-smoke kubernetes prove clean-run
 
 help:
 	@echo 'make run         build, make a pool in a file, show a clone of real data with numbers'
 	@echo 'make test        install what the tests need, run every test'
 	@echo 'make check       format, lints, documentation, policy for dependencies'
+	@echo 'make release     build what is shipped: target/dist'
 	@echo 'make bench       benchmarks'
 	@echo 'make fuzz-smoke  a minute of each fuzz target'
 	@echo 'make kubernetes  build a Kubernetes, run pods and a database on volumes and clones'
@@ -31,6 +32,9 @@ check:
 	$(CARGO) clippy -p pando-sim --no-default-features --features shuttle --test shuttle -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --features $(FEATURES)
 	@scripts/deny
+
+release:
+	@scripts/release
 
 bench:
 	@scripts/bench $(ARGS)
