@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pando_csi::proto::csi;
 use pando_csi::proto::csi::identity_client::IdentityClient;
@@ -124,6 +124,11 @@ fn the_path_of_the_socket_is_taken_for_an_authority() {
     let directory = system.path().join("plugins_registry");
     let _csi = Csi::with(&system, &["--registration-dir", tools::text(&directory)]);
     let socket = directory.join("csi.pando.dev-reg.sock");
+    // The socket for kubelet comes after the one that the start waits for.
+    let since = Instant::now();
+    while !socket.exists() && since.elapsed() < Duration::from_secs(30) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let mut stream = UnixStream::connect(&socket).expect("a socket");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a limit");
     let path = "/pluginregistration.Registration/GetInfo";
