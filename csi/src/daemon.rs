@@ -85,12 +85,6 @@ impl Daemon {
         Ok(Self(client.max_decoding_message_size(ANSWER_BYTES_MAX)))
     }
 
-    /// The daemon at the other end of a channel.
-    #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn over(channel: Channel) -> Self {
-        Self(PandoClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
-    }
-
     /// The pool at a glance.
     pub(crate) async fn pool(&self) -> Result<v1::Pool, Status> {
         let answer = self.0.clone().pool_status(v1::PoolStatusRequest {}).await;

@@ -39,10 +39,10 @@ mod node;
 pub mod proto;
 mod registration;
 mod server;
-#[cfg(any(test, feature = "testing"))]
-pub mod testing;
 mod validate;
 
+#[doc(hidden)]
+pub use server::Services;
 pub use server::{init_log, run};
 
 use std::process::ExitCode;

@@ -31,10 +31,10 @@ use crate::group::GroupService;
 use crate::identity::IdentityService;
 use crate::metadata::MetadataService;
 use crate::node::{NodeService, freeze};
-use crate::proto::csi::controller_server::ControllerServer;
-use crate::proto::csi::group_controller_server::GroupControllerServer;
+use crate::proto::csi::controller_server::{Controller, ControllerServer};
+use crate::proto::csi::group_controller_server::{GroupController, GroupControllerServer};
 use crate::proto::csi::identity_server::IdentityServer;
-use crate::proto::csi::node_server::NodeServer;
+use crate::proto::csi::node_server::{Node, NodeServer};
 use crate::proto::csi::snapshot_metadata_server::SnapshotMetadataServer;
 use crate::proto::registration::registration_server::RegistrationServer;
 use crate::registration::RegistrationService;
@@ -96,6 +96,29 @@ pub fn run(config: Config) -> Result<()> {
     // What is left are calls that did not end in time; they can be repeated.
     runtime.shutdown_background();
     ended
+}
+
+/// The services of an adapter without the server around them, for the fuzz target `csi_requests`.
+#[doc(hidden)]
+pub struct Services {
+    pub controller: Box<dyn Controller>,
+    pub group: Box<dyn GroupController>,
+    pub node: Box<dyn Node>,
+}
+
+impl Services {
+    /// Makes the services. They connect to pandod when the first call needs it.
+    ///
+    /// # Errors
+    /// The path of pandod's socket is invalid.
+    pub fn new(config: Config) -> Result<Self> {
+        let adapter = Arc::new(Adapter::new(config)?);
+        Ok(Self {
+            controller: Box::new(ControllerService::new(Arc::clone(&adapter))),
+            group: Box::new(GroupService::new(Arc::clone(&adapter))),
+            node: Box::new(NodeService::new(adapter)),
+        })
+    }
 }
 
 async fn serve(config: Config) -> Result<()> {

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pando_sim::fuzz::run("control_api", bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pando_fuzz_bodies::control_api::run(bytes));

@@ -29,8 +29,6 @@ mod offered;
 mod rpc;
 mod stream;
 mod temporary;
-#[cfg(any(test, feature = "testing"))]
-pub mod testing;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -114,8 +112,13 @@ pub fn run(config: &Config) -> Result<()> {
     ended
 }
 
-/// Serves the pool until `stop` says why to end.
-async fn serve(config: &Config, stop: impl Future<Output = &'static str>) -> Result<()> {
+/// Serves the pool until `stop` returns the reason to end. Public for the fuzz target
+/// `control_api`; it needs a runtime, but neither signals nor limits of the process.
+///
+/// # Errors
+/// As [`run`].
+#[doc(hidden)]
+pub async fn serve(config: &Config, stop: impl Future<Output = &'static str>) -> Result<()> {
     let paths = config.paths()?;
     let (listener, socket_file) = listen::bind(&paths.socket)?;
     let tls = config.nbd_tls.as_ref().map(tls::Server::new).transpose()?;

@@ -1,5 +1,5 @@
-//! The bodies of the fuzz targets. `fuzz/fuzz_targets/` has a line for each; `tests/corpus.rs`
-//! replays what `fuzz/corpus/` holds of their inputs, and makes sure that the three agree.
+//! The bodies of the fuzz targets that drive the engine. `fuzz/fuzz_targets/` has a line for each;
+//! `fuzz/bodies/tests/corpus.rs` replays the inputs in `fuzz/corpus/` and checks that the three agree.
 //!
 //! ```text
 //! bytes --Input--> configuration, operations, faults, bytes of a structure
@@ -42,7 +42,8 @@ impl Reached {
         *self.0.entry(what).or_default() += count;
     }
 
-    fn note(&mut self, what: &'static str) {
+    /// Counts one of `what`.
+    pub fn note(&mut self, what: &'static str) {
         self.add(what, 1);
     }
 }
@@ -61,12 +62,6 @@ pub struct Target {
 /// All targets whose bodies are in the engine, by name.
 pub const TARGETS: &[Target] = &[
     Target { name: "allocator", body: allocator::body, reaches: allocator::REACHES },
-    #[cfg(feature = "daemon")]
-    Target {
-        name: "control_api",
-        body: control_api,
-        reaches: pando_engine::daemon::testing::REACHES,
-    },
     Target { name: "crash", body: crash::body, reaches: crash::REACHES },
     Target { name: "engine_model", body: engine_model::body, reaches: engine_model::REACHES },
     Target { name: "image_mutate", body: image_mutate::body, reaches: image_mutate::REACHES },
@@ -88,11 +83,6 @@ pub const TARGETS: &[Target] = &[
         reaches: ublk_descriptor::REACHES,
     },
 ];
-
-#[cfg(feature = "daemon")]
-fn control_api(bytes: &[u8], reached: &mut Reached) {
-    pando_engine::daemon::testing::body(bytes, &mut |what| reached.note(what));
-}
 
 /// Runs one input of a target.
 ///

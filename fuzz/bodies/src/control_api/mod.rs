@@ -1,41 +1,38 @@
 //! The body of the fuzz target `control_api` (f15): requests of `pando.v1` over the daemon's own
-//! socket, the streams of export and import among them, and configuration files. A model of volumes,
-//! with their content, says what each answer must be; every error is of a kind that the request gives
-//! a reason for, and names what it is about in one line.
+//! socket, including the streams of export and import, and configuration files. A model of the
+//! volumes and their content predicts each answer. Every error must have a kind that the request
+//! gives a reason for, and a message of one line.
 //!
 //! ```text
-//! 8 bytes a request: call, name, other, size (2), flags, label, more
+//! 8 bytes per request: call, name, other, size (2), flags, label, more
 //! ```
-//! The daemon is real, with its threads and a pool in a file, and is started once a thread; each input
-//! begins with an empty pool.
+//! The daemon is real, with its threads and a pool in a file. It is started once per thread; each
+//! input begins with an empty pool.
 
 mod calls;
 mod streams;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use pando_engine::daemon;
+use pando_engine::daemon::config::Config;
+use pando_engine::disk::{Allocate, PoolFile};
+use pando_engine::limits::{LABEL_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX, VOLUME_BYTES_MAX};
+use pando_engine::pool::{FormatOptions, Pool};
+use pando_engine::runtime::shard::Shard;
 use pando_proto::v1;
 use pando_proto::v1::pando_client::PandoClient;
 use pando_proto::v1::volume_ref::By;
+use pando_sim::fuzz::Reached;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 
-use super::config::Config;
-use super::serve;
-use crate::disk::{Allocate, PoolFile};
-use crate::limits::{LABEL_BYTES_MAX, LABELS_MAX, NAME_BYTES_MAX, VOLUME_BYTES_MAX};
-use crate::pool::{FormatOptions, Pool};
-use crate::runtime::shard::Shard;
 use calls::Calls;
 
-/// What inputs have come to.
-pub type Note<'a> = &'a mut dyn FnMut(&'static str);
-
-/// What the corpus must come to.
-pub const REACHES: &[&str] = &[
+/// What the corpus must reach.
+pub(crate) const REACHES: &[&str] = &[
     "clones",
     "configurations",
     "deletions",
@@ -49,11 +46,11 @@ pub const REACHES: &[&str] = &[
     "requests",
     "written",
 ];
-/// Requests of one input.
+/// Requests per input.
 const REQUESTS_MAX: usize = 16;
 const REQUEST_BYTES: usize = 8;
 const POOL_BYTES: u64 = 64 << 20;
-/// Bytes of what is written and read; volumes can be larger.
+/// Longest range that is written and read; volumes can be larger.
 const CONTENT_MAX: u64 = 256 << 10;
 const SECTOR: u64 = 512;
 
@@ -69,17 +66,22 @@ struct World {
 /// Runs one input.
 ///
 /// # Panics
-/// When the oracle says no.
-pub fn body(bytes: &[u8], note: Note<'_>) {
+/// If an answer differs from what the model predicts.
+pub fn run(bytes: &[u8]) {
+    body(bytes, &mut Reached::default());
+}
+
+/// Runs one input and counts what it reaches.
+pub(crate) fn body(bytes: &[u8], reached: &mut Reached) {
     WORLD.with_borrow_mut(|world| {
         let world = world.get_or_insert_with(World::new);
         let client = world.client.clone();
         world.runtime.block_on(async {
-            let mut calls = Calls { client, volumes: BTreeMap::new(), note };
+            let mut calls = Calls { client, volumes: BTreeMap::new(), reached };
             calls.empty().await;
             for raw in bytes.chunks_exact(REQUEST_BYTES).take(REQUESTS_MAX) {
-                let raw: [u8; REQUEST_BYTES] = raw.try_into().expect("as long as a request");
-                (calls.note)("requests");
+                let raw: [u8; REQUEST_BYTES] = raw.try_into().expect("the length of a request");
+                calls.reached.note("requests");
                 calls.call(Raw::of(raw)).await;
             }
             calls.compare_all().await;
@@ -88,13 +90,14 @@ pub fn body(bytes: &[u8], note: Note<'_>) {
 }
 
 impl World {
-    /// The daemon ends with the process, and all that it needs is open: nothing stays behind.
+    /// Starts the daemon, which ends with the process. Its files are removed as soon as it has
+    /// opened them.
     fn new() -> Self {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(1).enable_all().build().expect("a runtime");
-        let home = directory();
-        let mut config = Config::for_pool(home.join("pool"));
-        config.run_dir = Some(home.join("run"));
+        let home = crate::scratch_dir();
+        let mut config = Config::for_pool(home.path().join("pool"));
+        config.run_dir = Some(home.path().join("run"));
         config.cache_bytes = 8 << 20;
         config.shards = 1;
         config.spin_us = 0;
@@ -103,11 +106,12 @@ impl World {
             let socket = config.paths().expect("a run directory is named").socket;
             let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()));
             let endpoint = endpoint.expect("a socket");
-            let daemon = tokio::spawn(async move { serve(&config, std::future::pending()).await });
+            let serving = async move { daemon::serve(&config, std::future::pending()).await };
+            let daemon = tokio::spawn(serving);
             loop {
                 if let Ok(channel) = endpoint.connect().await {
                     let mut client = PandoClient::new(channel);
-                    // Its socket is there first; who answers has made all the rest.
+                    // The socket exists first; once the daemon answers it has opened the rest.
                     let answer = client.pool_status(v1::PoolStatusRequest {}).await;
                     answer.expect("the daemon answers");
                     return client;
@@ -116,20 +120,9 @@ impl World {
                 tokio::task::yield_now().await;
             }
         });
-        std::fs::remove_dir_all(home).expect("what was made here");
+        home.close().expect("the files of the daemon can be removed");
         Self { runtime, client }
     }
-}
-
-fn directory() -> PathBuf {
-    let name = format!("pando-control-api-{}", uuid::Uuid::new_v4());
-    let memory = PathBuf::from("/dev/shm").join(&name);
-    if std::fs::create_dir(&memory).is_ok() {
-        return memory;
-    }
-    let home = std::env::temp_dir().join(name);
-    std::fs::create_dir(&home).expect("a directory");
-    home
 }
 
 async fn format(config: &Config) {
@@ -145,10 +138,10 @@ async fn format(config: &Config) {
     let formatted = shard.call(move || async move { Pool::format(&file.disk(), &options).await });
     formatted.await.and_then(|done| done).expect("an empty file");
     shard.stop();
-    shard.join().expect("it has been told to");
+    shard.join().expect("it was stopped");
 }
 
-/// One request's bytes.
+/// The bytes of one request.
 #[derive(Clone, Copy, Debug)]
 struct Raw {
     call: u8,
@@ -192,7 +185,7 @@ impl Raw {
         }
     }
 
-    /// Limits that slow nobody down.
+    /// No limits, or limits so high that they delay nothing.
     fn limits(self) -> (u64, u64) {
         if self.flags & 0x80 == 0 { (0, 0) } else { (u64::MAX - 7, 1 << 50) }
     }
@@ -232,26 +225,26 @@ fn named(name: &str) -> Option<v1::VolumeRef> {
     Some(v1::VolumeRef { by: Some(By::Name(name.to_owned())) })
 }
 
-/// What the model knows of a volume.
+/// A volume in the model.
 #[derive(Clone, Debug)]
-struct Known {
+struct ModelVolume {
     id: u64,
     size: u64,
     snapshot: bool,
     read_only: bool,
     source: Option<u64>,
     labels: BTreeMap<String, String>,
-    /// What sectors hold that are not zeros.
+    /// The byte that fills a sector; other sectors are zeros.
     sectors: BTreeMap<u64, u8>,
 }
 
-/// Kinds of errors that a request gives reasons for. Without any it must succeed.
+/// The kinds of errors that a request may fail with. If there are none it must succeed.
 #[derive(Debug, Default)]
-struct Reasons(Vec<&'static str>);
+struct AllowedErrors(Vec<&'static str>);
 
-impl Reasons {
-    fn when(&mut self, reason: bool, kind: &'static str) {
-        if reason {
+impl AllowedErrors {
+    fn allow_if(&mut self, condition: bool, kind: &'static str) {
+        if condition {
             self.0.push(kind);
         }
     }

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use pando_engine::daemon::config::Config;
+use pando_engine::units::{to_u64, to_usize};
 use pando_proto::v1::{self, read_volume_response, write_volume_request};
 
 use super::calls::Calls;
-use super::{CONTENT_MAX, Known, Raw, Reasons, SECTOR, is_size, name, named};
-use crate::daemon::config::Config;
-use crate::units::{to_u64, to_usize};
+use super::{AllowedErrors, CONTENT_MAX, ModelVolume, Raw, SECTOR, is_size, name, named};
 
 impl Calls<'_> {
-    /// The stream of an import: pieces of data and holes, some of which cannot be.
+    /// The stream of an import: pieces of data and holes, some of them invalid.
     pub(super) async fn write(&mut self, raw: Raw) {
         let name = name(raw.name);
         let grow = raw.flags & 1 == 1;
@@ -40,42 +40,47 @@ impl Calls<'_> {
             v1::WriteVolumeRequest { volume: named(&name), grow, offset, content }
         };
         let pieces: Vec<_> = (0..count).map(piece).collect();
-        let mut reasons = Reasons::default();
-        reasons.when(count == 0, "invalid");
+        let mut allowed = AllowedErrors::default();
+        allowed.allow_if(count == 0, "invalid");
         let mut model = self.volumes.get(&name).cloned();
-        reasons.when(count > 0 && model.is_none(), "not_found");
+        allowed.allow_if(count > 0 && model.is_none(), "not_found");
         let mut partly = model.clone();
         if let Some(known) = &mut model {
             for piece in &pieces {
-                if !reasons.0.is_empty() {
+                if !allowed.0.is_empty() {
                     break;
                 }
-                Self::apply(known, piece, grow, &mut reasons);
-                if reasons.0.is_empty() {
+                Self::apply(known, piece, grow, &mut allowed);
+                if allowed.0.is_empty() {
                     partly = Some(known.clone());
                 }
             }
         }
         let answer = self.client.write_volume(tokio_stream::iter(pieces)).await;
-        let written = self.judge(answer, &reasons).is_some();
-        // The pieces before one that could not be written are.
+        let written = self.judge(answer, &allowed).is_some();
+        // The pieces before an invalid one have been written.
         if let Some(known) = if written { model } else { partly } {
             let size = self.size_of(&name).await;
-            self.volumes.insert(name, Known { size, ..known });
+            self.volumes.insert(name, ModelVolume { size, ..known });
             if written {
-                (self.note)("written");
+                self.reached.note("written");
             }
         }
     }
 
-    /// The size, which a refused piece may have grown.
+    /// The size of a volume. A piece that is refused may have grown the volume.
     async fn size_of(&mut self, name: &str) -> u64 {
         let request = v1::GetVolumeRequest { volume: named(name), with_space: false };
         let answer = self.client.get_volume(request).await.expect("it exists").into_inner();
         answer.volume.expect("a volume").size_bytes
     }
 
-    fn apply(known: &mut Known, piece: &v1::WriteVolumeRequest, grow: bool, reasons: &mut Reasons) {
+    fn apply(
+        known: &mut ModelVolume,
+        piece: &v1::WriteVolumeRequest,
+        grow: bool,
+        allowed: &mut AllowedErrors,
+    ) {
         use write_volume_request::Content;
         let (len, byte) = match &piece.content {
             None => (0, 0),
@@ -84,18 +89,18 @@ impl Calls<'_> {
         };
         let aligned = piece.offset.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR);
         let end = piece.offset.checked_add(len);
-        reasons.when(!aligned || end.is_none(), "invalid");
+        allowed.allow_if(!aligned || end.is_none(), "invalid");
         let too_long = matches!(&piece.content, Some(Content::Data(data)) if data.len() > 1 << 20);
-        reasons.when(too_long, "invalid");
+        allowed.allow_if(too_long, "invalid");
         let Some(end) = end else { return };
         if grow && end > known.size {
-            reasons.when(!is_size(end), "invalid");
-            reasons.when(known.snapshot, "read_only");
+            allowed.allow_if(!is_size(end), "invalid");
+            allowed.allow_if(known.snapshot, "read_only");
             known.size = end;
         }
-        reasons.when(len > 0 && known.read_only, "read_only");
-        reasons.when(len > 0 && end > known.size, "invalid");
-        if reasons.0.is_empty() {
+        allowed.allow_if(len > 0 && known.read_only, "read_only");
+        allowed.allow_if(len > 0 && end > known.size, "invalid");
+        if allowed.0.is_empty() {
             for sector in piece.offset / SECTOR..end / SECTOR {
                 known.sectors.remove(&sector);
                 if byte != 0 {
@@ -113,25 +118,25 @@ impl Calls<'_> {
             0xF2 => (0, u64::MAX - 511),
             _ => (u64::from(raw.size[0]) % 64 * SECTOR, u64::from(raw.size[1] % 16) * SECTOR),
         };
-        let mut reasons = Reasons::default();
+        let mut allowed = AllowedErrors::default();
         let known = self.volumes.get(&name).cloned();
-        reasons.when(known.is_none(), "not_found");
+        allowed.allow_if(known.is_none(), "not_found");
         let size = known.as_ref().map_or(0, |known| known.size);
         let wanted = if length == 0 { size.saturating_sub(offset) } else { length };
         let end = offset.checked_add(wanted);
         let aligned = offset.is_multiple_of(SECTOR) && wanted.is_multiple_of(SECTOR);
         let inside = aligned && end.is_some_and(|end| end <= size);
-        reasons.when(known.is_some() && !inside, "invalid");
+        allowed.allow_if(known.is_some() && !inside, "invalid");
         if wanted > CONTENT_MAX && inside {
-            return; // A large volume is a long hole, and takes no time; but its model does.
+            return; // The daemon answers with one long hole, but the model goes through it by sectors.
         }
         let request = v1::ReadVolumeRequest { volume: named(&name), offset, length, frozen: false };
         let answer = self.client.read_volume(request).await;
-        let Some(mut pieces) = self.judge(answer, &reasons) else { return };
+        let Some(mut pieces) = self.judge(answer, &allowed) else { return };
         let known = known.expect("it exists");
         let mut at = offset;
         while let Some(piece) = pieces.message().await.expect("a sound pool") {
-            assert_eq!(piece.offset, at, "no gap, no overlap");
+            assert_eq!(piece.offset, at, "pieces are contiguous");
             match piece.content.expect("data or a hole") {
                 read_volume_response::Content::Data(data) => {
                     for bytes in data.chunks(512) {
@@ -147,57 +152,58 @@ impl Calls<'_> {
                 }
             }
         }
-        assert_eq!(Some(at), end, "all that was asked for");
-        (self.note)("read");
+        assert_eq!(Some(at), end, "the whole range is read");
+        self.reached.note("read");
     }
 
-    /// Where two volumes differ, it is said that they do.
+    /// Compares two volumes: every sector in which they differ must be reported.
     pub(super) async fn differences(&mut self, raw: Raw) {
         let (new, old) = (name(raw.name), name(raw.other));
-        let mut reasons = Reasons::default();
+        let mut allowed = AllowedErrors::default();
         let both = (self.volumes.get(&new).cloned(), self.volumes.get(&old).cloned());
-        reasons.when(both.0.is_none() || both.1.is_none(), "not_found");
+        allowed.allow_if(both.0.is_none() || both.1.is_none(), "not_found");
         let request = v1::DiffVolumesRequest { base: named(&old), volume: named(&new) };
         let answer = self.client.diff_volumes(request).await;
-        let Some(mut answers) = self.judge(answer, &reasons) else { return };
+        let Some(mut answers) = self.judge(answer, &allowed) else { return };
         let (new, old) = (both.0.expect("it exists"), both.1.expect("it exists"));
-        let mut said = Vec::new();
+        let mut runs = Vec::new();
         while let Some(answer) = answers.message().await.expect("a sound pool") {
-            said.extend(answer.extents);
+            runs.extend(answer.extents);
         }
-        let ordered = said.windows(2).all(|two| two[0].offset + two[0].length <= two[1].offset);
-        assert!(ordered, "{said:?}");
+        let ordered = runs.windows(2).all(|two| two[0].offset + two[0].length <= two[1].offset);
+        assert!(ordered, "{runs:?}");
         let sectors = new.sectors.keys().chain(old.sectors.keys());
         for sector in sectors.filter(|sector| **sector * SECTOR < new.size) {
             let at = sector * SECTOR;
-            let told = said.iter().find(|run| (run.offset..run.offset + run.length).contains(&at));
+            let reported =
+                runs.iter().find(|run| (run.offset..run.offset + run.length).contains(&at));
             let (is, was) = (new.sectors.get(sector), old.sectors.get(sector));
-            assert!(told.is_some() || is == was, "sector {sector} differs and is left out");
-            assert!(told.is_none_or(|run| run.mapped) || is.is_none(), "sector {sector}");
+            assert!(reported.is_some() || is == was, "sector {sector} differs and is not reported");
+            assert!(reported.is_none_or(|run| run.mapped) || is.is_none(), "sector {sector}");
         }
-        (self.note)("differences");
+        self.reached.note("differences");
     }
 
-    /// Calls about exports and devices that must fail: none is made.
+    /// Calls about exports and devices that must fail: none is ever created.
     pub(super) async fn exports(&mut self, raw: Raw) {
         let volume = name(raw.name);
         let exists = self.volumes.contains_key(&volume);
-        let mut reasons = Reasons::default();
-        reasons.when(!exists, "not_found");
+        let mut allowed = AllowedErrors::default();
+        allowed.allow_if(!exists, "not_found");
         match raw.flags % 4 {
             0 => {
-                reasons.0.push("unsupported");
+                allowed.0.push("unsupported");
                 let request = v1::StartExportRequest {
                     volume: named(&volume),
                     kind: 99,
                     ..v1::StartExportRequest::default()
                 };
                 let answer = self.client.start_export(request).await;
-                self.judge(answer, &reasons);
+                self.judge(answer, &allowed);
             }
             1 => {
                 let kind = if raw.more & 1 == 1 { 99 } else { 0 };
-                reasons.0.extend(["unsupported", "invalid"]);
+                allowed.0.extend(["unsupported", "invalid"]);
                 let request = v1::AttachVolumeRequest {
                     volume: named(&volume),
                     kind,
@@ -205,26 +211,26 @@ impl Calls<'_> {
                     ..v1::AttachVolumeRequest::default()
                 };
                 let answer = self.client.attach_volume(request).await;
-                self.judge(answer, &reasons);
+                self.judge(answer, &allowed);
             }
             2 => {
                 let request = v1::DetachVolumeRequest { volume: named(&volume) };
                 let answer = self.client.detach_volume(request).await;
-                self.judge(answer, &reasons);
+                self.judge(answer, &allowed);
             }
             _ => {
                 let request = v1::StopExportRequest { volume: named(&volume), kind: 0 };
                 let answer = self.client.stop_export(request).await;
-                // That there is none is as good as that it was stopped.
+                // There is no export to stop, which the daemon may report.
                 if answer.is_err() {
-                    reasons.0.push("not_found");
+                    allowed.0.push("not_found");
                 }
-                self.judge(answer, &reasons);
+                self.judge(answer, &allowed);
             }
         }
     }
 
-    /// A configuration: refused with a reason, or within its bounds.
+    /// Parses a configuration: it is refused with a reason, or its values are within bounds.
     pub(super) fn configuration(&mut self, raw: Raw) {
         let lines = [
             "pool = '/srv/pool'".to_owned(),
@@ -257,26 +263,26 @@ impl Calls<'_> {
             }
             Err(error) => assert!(!error.to_string().is_empty()),
         }
-        (self.note)("configurations");
+        self.reached.note("configurations");
     }
 
-    /// A volume holds what is known of it.
+    /// Compares the content of a volume with the model.
     pub(super) async fn compare(&mut self, name: &str) {
         let Some(known) = self.volumes.get(name).cloned() else { return };
         let request =
             v1::ReadVolumeRequest { volume: named(name), ..v1::ReadVolumeRequest::default() };
         let mut pieces = self.client.read_volume(request).await.expect("it exists").into_inner();
-        let mut holds = BTreeMap::new();
+        let mut content = BTreeMap::new();
         while let Some(piece) = pieces.message().await.expect("a sound pool") {
             let Some(read_volume_response::Content::Data(data)) = piece.content else { continue };
             for (sector, bytes) in (piece.offset / SECTOR..).zip(data.chunks(512)) {
                 assert!(bytes.iter().all(|byte| *byte == bytes[0]), "{name}, sector {sector}");
                 if bytes[0] != 0 {
-                    holds.insert(sector, bytes[0]);
+                    content.insert(sector, bytes[0]);
                 }
             }
         }
-        assert_eq!(holds, known.sectors, "{name}");
+        assert_eq!(content, known.sectors, "{name}");
     }
 
     pub(super) async fn compare_all(&mut self) {

@@ -1,25 +1,12 @@
-//! The requests, and what their answers are held against.
+//! The requests, and the oracle for their answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
 
-use tonic::{Code, Request, Status};
-
-use super::Reached;
-use super::pandod::{Catalogue, Pandod};
-use super::raw::Raw;
-use crate::adapter::Adapter;
-use crate::controller::ControllerService;
-use crate::group::GroupService;
-use crate::ids;
-use crate::labels;
-use crate::node::NodeService;
-use crate::proto::csi::controller_server::Controller;
-use crate::proto::csi::group_controller_server::GroupController;
-use crate::proto::csi::node_server::Node;
-use crate::proto::csi::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
-use crate::proto::csi::{
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use pando_csi::proto::csi::volume_content_source::{SnapshotSource, Type as Source, VolumeSource};
+use pando_csi::proto::csi::{
     ControllerExpandVolumeRequest, ControllerGetVolumeRequest, ControllerModifyVolumeRequest,
     CreateSnapshotRequest, CreateVolumeGroupSnapshotRequest, CreateVolumeGroupSnapshotResponse,
     CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeGroupSnapshotRequest,
@@ -28,10 +15,17 @@ use crate::proto::csi::{
     NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
     NodeUnstageVolumeRequest, ValidateVolumeCapabilitiesRequest, VolumeContentSource,
 };
+use pando_csi::{Services, labels};
+use pando_sim::fuzz::Reached;
+use tonic::{Code, Request, Status};
 
-/// What no answer may contain.
+use super::NODE;
+use super::fake_daemon::{Catalogue, FakeDaemon};
+use super::raw::Raw;
+
+/// A secret of every request. No answer may contain it.
 const SECRET: &str = "hunter2-is-no-secret";
-/// How the daemon fails, and what becomes of it.
+/// Failures of the daemon: kind, code, and the code of CSI that the adapter must answer.
 const FAILURES: [(&str, Code, Code); 5] = [
     ("io", Code::Internal, Code::Unavailable),
     ("no_space", Code::ResourceExhausted, Code::ResourceExhausted),
@@ -40,11 +34,11 @@ const FAILURES: [(&str, Code, Code); 5] = [
     ("new_kind", Code::Unknown, Code::Unavailable),
 ];
 
-/// The identity of the pool, as it is in ids.
+/// The UUID of the pool, as ids contain it.
 const POOL: &str = "0f3c00001111222233334444555566e1";
 
-/// What a request names, the same both times.
-struct Asked {
+/// What a request names: the same when it is repeated.
+struct Subject {
     raw: Raw,
     id: String,
     /// Volumes for a group.
@@ -53,129 +47,127 @@ struct Asked {
     group: (String, Vec<String>),
 }
 
-/// What a call came to, to be compared with another time.
-type Said = Result<String, (Code, String)>;
+/// The outcome of a call, to be compared with that of its repetition.
+type Outcome = Result<String, (Code, String)>;
 
-/// The services and what is known of them.
+/// The services, their daemon, and the directory for paths.
 pub(super) struct Calls<'a> {
-    adapter: &'a Arc<Adapter>,
-    pandod: &'a Pandod,
+    services: &'a Services,
+    daemon: &'a FakeDaemon,
     inside: &'a Path,
     reached: &'a mut Reached,
 }
 
 impl<'a> Calls<'a> {
     pub(super) fn new(
-        adapter: &'a Arc<Adapter>,
-        pandod: &'a Pandod,
+        services: &'a Services,
+        daemon: &'a FakeDaemon,
         inside: &'a Path,
         reached: &'a mut Reached,
     ) -> Self {
-        Self { adapter, pandod, inside, reached }
+        Self { services, daemon, inside, reached }
     }
 
-    fn note(&mut self, what: &'static str) {
-        *self.reached.entry(what).or_default() += 1;
-    }
-
-    /// The id that a request names; whether it is one that nobody ever gave.
+    /// The id that a request names, and whether it is one that the adapter never issued.
     fn id(&self, raw: Raw) -> (String, bool) {
         let hostile = match raw.id {
             0xE0 => "../../etc/passwd".into(),
             0xE1 => "..".into(),
-            0xE2 => format!("node-1.{POOL}.+1"),
-            0xE3 => format!("node-1.{POOL}.01"),
-            0xE4 => format!("node-1.{}.1", POOL.to_uppercase()),
-            0xE5 => format!("node-1.{POOL}.18446744073709551616"),
-            0xE6 => format!("node-1.{POOL}.1\0"),
+            0xE2 => format!("{NODE}.{POOL}.+1"),
+            0xE3 => format!("{NODE}.{POOL}.01"),
+            0xE4 => format!("{NODE}.{}.1", POOL.to_uppercase()),
+            0xE5 => format!("{NODE}.{POOL}.18446744073709551616"),
+            0xE6 => format!("{NODE}.{POOL}.1\0"),
             0xE7 => format!("{POOL}.1"),
-            0xE8 => format!("node-1.{}.1", "0".repeat(32)),
+            0xE8 => format!("{NODE}.{}.1", "0".repeat(32)),
             0xE9 => "i".repeat(129),
             0xEA => String::new(),
             0xEB => "csi-vol-name-1".into(),
-            0xEC => format!("node-1.{POOL}.999999"),
+            0xEC => format!("{NODE}.{POOL}.999999"),
             0xED => "a\r\nb\u{1b}[2J".into(),
-            0xEE => format!("node-1.{POOL}.g1"),
+            0xEE => format!("{NODE}.{POOL}.g1"),
             0xEF => format!("node-2.{}.1", "0".repeat(32)),
             id => {
-                let catalogue = self.pandod.catalogue();
+                let catalogue = self.daemon.catalogue();
                 let at = usize::from(id).checked_rem(catalogue.volumes.len());
                 let number = at.and_then(|at| catalogue.volumes.keys().nth(at).copied());
-                return (format!("node-1.{POOL}.{}", number.unwrap_or(1)), number.is_none());
+                return (format!("{NODE}.{POOL}.{}", number.unwrap_or(1)), number.is_none());
             }
         };
         (hostile, true)
     }
 
-    /// One request, twice.
+    /// Sends a request, and sends it again.
     pub(super) async fn call(&mut self, raw: Raw) {
-        self.note("requests");
+        self.reached.note("requests");
         let (id, unknown) = self.id(raw);
-        let asked = Asked { raw, ids: self.some_ids(raw, &id), group: self.group_of(raw, &id), id };
-        let id = &asked.id;
-        let before = self.pandod.catalogue();
+        let subject =
+            Subject { raw, ids: self.some_ids(raw, &id), group: self.group_of(raw, &id), id };
+        let id = &subject.id;
+        let before = self.daemon.catalogue();
         let failure = FAILURES.get(usize::from(raw.failure).wrapping_sub(0xF0));
-        self.pandod.fail(failure.map(|(kind, code, _)| (raw.more % 3, *kind, *code)));
-        let failed = self.pandod.failed();
-        let first = self.answer(&asked).await;
-        self.pandod.fail(None);
-        let told = self.check_errors(&first);
-        if self.pandod.failed() > failed {
-            self.note("failures of the daemon");
-            let (_, _, expected) = failure.expect("it was told to");
-            // A node without a daemon has no capacity: an error would leave what was published.
-            let none = Self::asks_capacity(raw) && *expected == Code::Unavailable;
-            assert_eq!(told, Some(*expected).filter(|_| !none), "{raw:?}: {first:?}");
-            // Asked again, it is done or not done, and says so as if nothing had been.
-            let again = self.answer(&asked).await;
+        self.daemon.fail(failure.map(|(kind, code, _)| (raw.more % 3, *kind, *code)));
+        let failed = self.daemon.failed();
+        let first = self.send(&subject).await;
+        self.daemon.fail(None);
+        let code = self.check_errors(&first);
+        if self.daemon.failed() > failed {
+            self.reached.note("failures of the daemon");
+            let (_, _, expected) = failure.expect("a failure was injected");
+            // A node without a daemon reports no capacity: after an error the capacity that was
+            // published before would remain.
+            let no_capacity = Self::asks_capacity(raw) && *expected == Code::Unavailable;
+            assert_eq!(code, Some(*expected).filter(|_| !no_capacity), "{raw:?}: {first:?}");
+            // The call was done or not; its repetition answers as if nothing had failed.
+            let again = self.send(&subject).await;
             self.check_errors(&again);
             return;
         }
         if unknown && Self::has_source(raw) {
-            assert!(told.is_some(), "{raw:?}, id {id:?}: {first:?}");
-            assert_eq!(self.pandod.catalogue(), before, "made of nothing: {raw:?}");
+            assert!(code.is_some(), "{raw:?}, id {id:?}: {first:?}");
+            assert_eq!(self.daemon.catalogue(), before, "created without a source: {raw:?}");
         }
         if unknown && Self::needs_id(raw) {
-            self.note("hostile ids");
+            self.reached.note("hostile ids");
             let empty = id.is_empty() || id.len() > 128;
             let ends = matches!(raw.call % 22, 1 | 3 | 10 | 14 | 16);
-            match told {
+            match code {
                 None => assert!(ends && !empty, "{raw:?}, id {id:?}: {first:?}"),
                 Some(Code::InvalidArgument) => {}
                 Some(Code::NotFound) => assert!(!ends, "{raw:?}, id {id:?}: {first:?}"),
-                // Of another node; or a path that cannot be.
+                // The id belongs to another node, or the path is impossible.
                 Some(Code::ResourceExhausted | Code::FailedPrecondition | Code::Internal) => {}
                 Some(code) => panic!("{raw:?}, id {id:?}: {code:?}"),
             }
-            assert_eq!(self.pandod.catalogue(), before, "an unknown id changes the pool: {raw:?}");
+            assert_eq!(self.daemon.catalogue(), before, "an unknown id changes the pool: {raw:?}");
         }
         if raw.hostile_path() && (11..=16).contains(&(raw.call % 22)) {
-            self.note("hostile paths");
+            self.reached.note("hostile paths");
         }
-        if told.is_some() {
-            self.note("refused");
+        if code.is_some() {
+            self.reached.note("refused");
         }
-        let between = self.pandod.catalogue();
-        let second = self.answer(&asked).await;
+        let between = self.daemon.catalogue();
+        let second = self.send(&subject).await;
         let gone = matches!(raw.call % 22, 1 | 3 | 10) && first.is_ok();
         assert!(gone || first == second, "{raw:?}: {first:?}, then {second:?}");
-        assert!(second.is_ok() || !gone, "{raw:?}: what is gone is gone: {second:?}");
-        let changes_again = self.pandod.catalogue() != between;
-        assert!(!changes_again, "{raw:?}: the second time it does something again");
+        assert!(second.is_ok() || !gone, "{raw:?}: a repeated deletion fails: {second:?}");
+        let changes_again = self.daemon.catalogue() != between;
+        assert!(!changes_again, "{raw:?}: the repetition changes the pool");
         self.check_catalogue(&before, &between, raw);
     }
 
-    /// Whether a call is about the object of an id, and nothing else.
+    /// Whether a call needs the object of its id.
     fn needs_id(raw: Raw) -> bool {
         matches!(raw.call % 22, 1 | 3..=7 | 9..=16 | 21)
     }
 
-    /// Whether a call asks how much can be given.
+    /// Whether a call asks for the capacity.
     fn asks_capacity(raw: Raw) -> bool {
         matches!(raw.call % 22, 19 | 20)
     }
 
-    /// Whether something is to be made of the object of an id.
+    /// Whether a call creates something from the object of its id.
     fn has_source(raw: Raw) -> bool {
         match raw.call % 22 {
             0 => matches!(raw.more % 4, 1 | 2),
@@ -183,9 +175,9 @@ impl<'a> Calls<'a> {
         }
     }
 
-    /// The code of an error, which is one of CSI's and says no secret.
-    fn check_errors(&self, said: &Said) -> Option<Code> {
-        let (code, message) = said.as_ref().err()?;
+    /// Checks that an error has a code of CSI and contains no secret. Returns the code.
+    fn check_errors(&self, outcome: &Outcome) -> Option<Code> {
+        let (code, message) = outcome.as_ref().err()?;
         let known = matches!(
             code,
             Code::InvalidArgument
@@ -207,17 +199,17 @@ impl<'a> Calls<'a> {
         Some(*code)
     }
 
-    /// No call deletes what it does not name, or makes more than it is asked for.
+    /// Checks that a call deletes only what it names, and creates no more than it requests.
     fn check_catalogue(&mut self, before: &Catalogue, after: &Catalogue, raw: Raw) {
         let made = after.volumes.keys().filter(|id| !before.volumes.contains_key(id)).count();
         let gone = before.volumes.keys().filter(|id| !after.volumes.contains_key(id)).count();
         let call = raw.call % 22;
-        assert!(made == 0 || matches!(call, 0 | 2 | 8), "{raw:?} makes something");
+        assert!(made == 0 || matches!(call, 0 | 2 | 8), "{raw:?} creates something");
         assert!(gone == 0 || matches!(call, 1 | 3 | 10), "{raw:?} deletes something");
-        assert!(made <= 1 || call == 8, "{raw:?} makes {made}");
+        assert!(made <= 1 || call == 8, "{raw:?} creates {made}");
         assert!(gone <= 1 || call == 10, "{raw:?} deletes {gone}");
         if gone > 0 {
-            self.note("deletions");
+            self.reached.note("deletions");
         }
         if made > 0 {
             let what = match call {
@@ -225,20 +217,20 @@ impl<'a> Calls<'a> {
                 2 => "snapshots",
                 _ => "groups",
             };
-            self.note(what);
+            self.reached.note(what);
         }
     }
 
-    async fn answer(&mut self, asked: &Asked) -> Said {
-        match asked.raw.call % 22 {
-            0 => self.create_volume(asked.raw, &asked.id).await,
-            8 | 10 | 21 => self.group(asked).await,
-            1..=9 | 17..=20 => self.controller(asked.raw, &asked.id).await,
-            _ => self.node(asked.raw, &asked.id).await,
+    async fn send(&mut self, subject: &Subject) -> Outcome {
+        match subject.raw.call % 22 {
+            0 => self.create_volume(subject.raw, &subject.id).await,
+            8 | 10 | 21 => self.group(subject).await,
+            1..=9 | 17..=20 => self.controller(subject.raw, &subject.id).await,
+            _ => self.node(subject.raw, &subject.id).await,
         }
     }
 
-    async fn create_volume(&mut self, raw: Raw, id: &str) -> Said {
+    async fn create_volume(&mut self, raw: Raw, id: &str) -> Outcome {
         let (volume_id, snapshot_id) = (id.to_owned(), id.to_owned());
         let source = match raw.more % 4 {
             1 => Some(Source::Volume(VolumeSource { volume_id })),
@@ -257,33 +249,34 @@ impl<'a> Calls<'a> {
             ..CreateVolumeRequest::default()
         };
         let range = request.capacity_range.unwrap_or_default();
-        let controller = ControllerService::new(Arc::clone(self.adapter));
+        let controller = &self.services.controller;
         let answer = controller
             .create_volume(Request::new(request))
             .await
-            .map_err(|status| said(&status))?;
-        let volume = answer.into_inner().volume.expect("what was made");
+            .map_err(|status| code_and_message(&status))?;
+        let volume = answer.into_inner().volume.expect("the object created");
         let bytes = volume.capacity_bytes;
         assert!(bytes >= range.required_bytes, "{bytes} bytes of {range:?}");
         assert!(range.limit_bytes == 0 || bytes <= range.limit_bytes, "{bytes} bytes of {range:?}");
-        let told = volume.content_source.clone().and_then(|source| source.r#type);
-        assert_eq!(told, source, "its source");
-        let number = ids::parse(&volume.volume_id).expect("an id of ours").number;
-        let kept = &self.pandod.catalogue().volumes[&number];
-        assert_eq!(kept.name, ids::volume_name(&raw.name()));
+        let answered = volume.content_source.clone().and_then(|source| source.r#type);
+        assert_eq!(answered, source, "its source");
+        let number = volume.volume_id.strip_prefix(&format!("{NODE}.{POOL}."));
+        let number: u64 = number.and_then(|n| n.parse().ok()).expect("an id of this pool");
+        let kept = &self.daemon.catalogue().volumes[&number];
+        assert_eq!(kept.name, volume_name(&raw.name()));
         assert_eq!(i64::try_from(kept.size_bytes), Ok(bytes));
         if source.is_some() {
-            self.note("clones");
+            self.reached.note("clones");
         }
         Ok(format!("{volume:?}"))
     }
 
-    async fn controller(&mut self, raw: Raw, id: &str) -> Said {
-        let controller = ControllerService::new(Arc::clone(self.adapter));
+    async fn controller(&mut self, raw: Raw, id: &str) -> Outcome {
+        let controller = &self.services.controller;
         let (volume_id, snapshot_id) = (id.to_owned(), id.to_owned());
         let secrets = BTreeMap::from([("key".to_owned(), SECRET.to_owned())]);
         match raw.call % 22 {
-            1 => shown(
+            1 => outcome(
                 controller
                     .delete_volume(Request::new(DeleteVolumeRequest { volume_id, secrets }))
                     .await,
@@ -298,16 +291,16 @@ impl<'a> Calls<'a> {
                     secrets,
                     ..CreateSnapshotRequest::default()
                 };
-                shown(controller.create_snapshot(Request::new(request)).await)
+                outcome(controller.create_snapshot(Request::new(request)).await)
             }
-            3 => shown(
+            3 => outcome(
                 controller
                     .delete_snapshot(Request::new(DeleteSnapshotRequest { snapshot_id, secrets }))
                     .await,
             ),
             4 => {
                 let request = ControllerGetVolumeRequest { volume_id };
-                shown(controller.controller_get_volume(Request::new(request)).await)
+                outcome(controller.controller_get_volume(Request::new(request)).await)
             }
             5 => {
                 let request = ControllerExpandVolumeRequest {
@@ -316,13 +309,13 @@ impl<'a> Calls<'a> {
                     secrets,
                     volume_capability: None,
                 };
-                shown(controller.controller_expand_volume(Request::new(request)).await)
+                outcome(controller.controller_expand_volume(Request::new(request)).await)
             }
             6 => {
                 let mutable_parameters = raw.parameters();
                 let request =
                     ControllerModifyVolumeRequest { volume_id, secrets, mutable_parameters };
-                shown(controller.controller_modify_volume(Request::new(request)).await)
+                outcome(controller.controller_modify_volume(Request::new(request)).await)
             }
             7 => {
                 let request = ValidateVolumeCapabilitiesRequest {
@@ -332,17 +325,17 @@ impl<'a> Calls<'a> {
                     secrets,
                     ..ValidateVolumeCapabilitiesRequest::default()
                 };
-                shown(controller.validate_volume_capabilities(Request::new(request)).await)
+                outcome(controller.validate_volume_capabilities(Request::new(request)).await)
             }
             9 => {
                 let request = GetSnapshotRequest { snapshot_id, secrets };
-                shown(controller.get_snapshot(Request::new(request)).await)
+                outcome(controller.get_snapshot(Request::new(request)).await)
             }
             _ => self.lists(raw, id).await,
         }
     }
 
-    /// Ids of volumes of a group: the one that is named, and those behind it.
+    /// Ids of the volumes for a group: the given one and those that follow it.
     fn some_ids(&self, raw: Raw, id: &str) -> Vec<String> {
         let mut ids = vec![id.to_owned()];
         for step in 0..raw.more % 3 {
@@ -354,9 +347,9 @@ impl<'a> Calls<'a> {
         ids
     }
 
-    /// The first group that there is, unless a hostile id is wanted.
+    /// The first group in the pool, unless the request has a hostile id.
     fn group_of(&self, raw: Raw, id: &str) -> (String, Vec<String>) {
-        let catalogue = self.pandod.catalogue();
+        let catalogue = self.daemon.catalogue();
         let mut members = catalogue.volumes.values().filter_map(|volume| {
             let number = volume.labels.get(labels::GROUP_ID)?;
             Some((number.clone(), volume.id))
@@ -364,59 +357,59 @@ impl<'a> Calls<'a> {
         match members.next() {
             Some((number, first)) if raw.id < 0xE0 => {
                 let all = members.filter(|(other, _)| *other == number).map(|(_, id)| id);
-                let ids = all.chain([first]).map(|id| format!("node-1.{POOL}.{id}"));
-                (format!("node-1.{POOL}.g{number}"), ids.collect())
+                let ids = all.chain([first]).map(|id| format!("{NODE}.{POOL}.{id}"));
+                (format!("{NODE}.{POOL}.g{number}"), ids.collect())
             }
             _ => (id.to_owned(), vec![]),
         }
     }
 
-    /// A group is made, shown or deleted.
-    async fn group(&self, asked: &Asked) -> Said {
-        let groups = GroupService::new(Arc::clone(self.adapter));
-        let (group_snapshot_id, snapshot_ids) = asked.group.clone();
+    /// Creates, gets or deletes a group.
+    async fn group(&self, subject: &Subject) -> Outcome {
+        let groups = &self.services.group;
+        let (group_snapshot_id, snapshot_ids) = subject.group.clone();
         let secrets = BTreeMap::from([("key".to_owned(), SECRET.to_owned())]);
-        match asked.raw.call % 22 {
+        match subject.raw.call % 22 {
             8 => {
                 let request = CreateVolumeGroupSnapshotRequest {
-                    name: asked.raw.name(),
-                    source_volume_ids: asked.ids.clone(),
+                    name: subject.raw.name(),
+                    source_volume_ids: subject.ids.clone(),
                     secrets,
-                    parameters: asked.raw.parameters(),
+                    parameters: subject.raw.parameters(),
                 };
                 let answer = groups.create_volume_group_snapshot(Request::new(request)).await;
                 if let Ok(answer) = &answer {
-                    self.check_group(asked, answer.get_ref());
+                    self.check_group(subject, answer.get_ref());
                 }
-                shown(answer)
+                outcome(answer)
             }
             10 => {
                 let request =
                     DeleteVolumeGroupSnapshotRequest { group_snapshot_id, snapshot_ids, secrets };
-                shown(groups.delete_volume_group_snapshot(Request::new(request)).await)
+                outcome(groups.delete_volume_group_snapshot(Request::new(request)).await)
             }
             _ => {
                 let request =
                     GetVolumeGroupSnapshotRequest { group_snapshot_id, snapshot_ids, secrets };
-                shown(groups.get_volume_group_snapshot(Request::new(request)).await)
+                outcome(groups.get_volume_group_snapshot(Request::new(request)).await)
             }
         }
     }
 
-    /// A group has a snapshot of each volume that was named, and no others.
-    fn check_group(&self, asked: &Asked, answer: &CreateVolumeGroupSnapshotResponse) {
-        let group = answer.group_snapshot.as_ref().expect("what was made");
+    /// Checks that a group has one snapshot of each volume of the request, and no others.
+    fn check_group(&self, subject: &Subject, answer: &CreateVolumeGroupSnapshotResponse) {
+        let group = answer.group_snapshot.as_ref().expect("the object created");
         let sources = group.snapshots.iter().map(|snapshot| &snapshot.source_volume_id);
-        assert!(sources.collect::<BTreeSet<_>>() == asked.ids.iter().collect(), "{group:?}");
-        let name = asked.raw.name();
-        let catalogue = self.pandod.catalogue();
+        assert!(sources.collect::<BTreeSet<_>>() == subject.ids.iter().collect(), "{group:?}");
+        let name = subject.raw.name();
+        let catalogue = self.daemon.catalogue();
         let volumes = catalogue.volumes.values();
         let kept = volumes.filter(|volume| volume.labels.get(labels::GROUP) == Some(&name));
         assert_eq!(kept.count(), group.snapshots.len(), "{group:?}");
     }
 
-    async fn lists(&mut self, raw: Raw, id: &str) -> Said {
-        let controller = ControllerService::new(Arc::clone(self.adapter));
+    async fn lists(&mut self, raw: Raw, id: &str) -> Outcome {
+        let controller = &self.services.controller;
         let max_entries = i32::from(raw.size[0]) - 0x40;
         let starting_token = match raw.size[1] {
             0..=0x9F => String::new(),
@@ -425,11 +418,11 @@ impl<'a> Calls<'a> {
             0xD0..=0xDF => "csi-".repeat(100),
             _ => "csi-vol-name-2".into(),
         };
-        self.note("lists");
+        self.reached.note("lists");
         match raw.call % 22 {
             17 => {
                 let request = ListVolumesRequest { max_entries, starting_token };
-                shown(controller.list_volumes(Request::new(request)).await)
+                outcome(controller.list_volumes(Request::new(request)).await)
             }
             18 => {
                 let filtered = raw.more & 1 == 1;
@@ -440,7 +433,7 @@ impl<'a> Calls<'a> {
                     snapshot_id: if raw.more & 2 == 2 { id.to_owned() } else { String::new() },
                     ..ListSnapshotsRequest::default()
                 };
-                shown(controller.list_snapshots(Request::new(request)).await)
+                outcome(controller.list_snapshots(Request::new(request)).await)
             }
             _ => {
                 let request = GetCapacityRequest {
@@ -448,13 +441,13 @@ impl<'a> Calls<'a> {
                     parameters: raw.parameters(),
                     ..GetCapacityRequest::default()
                 };
-                shown(controller.get_capacity(Request::new(request)).await)
+                outcome(controller.get_capacity(Request::new(request)).await)
             }
         }
     }
 
-    async fn node(&self, raw: Raw, id: &str) -> Said {
-        let node = NodeService::new(Arc::clone(self.adapter));
+    async fn node(&self, raw: Raw, id: &str) -> Outcome {
+        let node = &self.services.node;
         let volume_id = id.to_owned();
         let path = raw.path(self.inside);
         let secrets = BTreeMap::from([("key".to_owned(), SECRET.to_owned())]);
@@ -467,7 +460,7 @@ impl<'a> Calls<'a> {
                     secrets,
                     ..NodeStageVolumeRequest::default()
                 };
-                shown(node.node_stage_volume(Request::new(request)).await)
+                outcome(node.node_stage_volume(Request::new(request)).await)
             }
             12 => {
                 let request = NodePublishVolumeRequest {
@@ -479,7 +472,7 @@ impl<'a> Calls<'a> {
                     secrets,
                     ..NodePublishVolumeRequest::default()
                 };
-                shown(node.node_publish_volume(Request::new(request)).await)
+                outcome(node.node_publish_volume(Request::new(request)).await)
             }
             13 => {
                 let request = NodeGetVolumeStatsRequest {
@@ -487,11 +480,11 @@ impl<'a> Calls<'a> {
                     volume_path: path,
                     ..NodeGetVolumeStatsRequest::default()
                 };
-                shown(node.node_get_volume_stats(Request::new(request)).await)
+                outcome(node.node_get_volume_stats(Request::new(request)).await)
             }
             14 => {
                 let request = NodeUnstageVolumeRequest { volume_id, staging_target_path: path };
-                shown(node.node_unstage_volume(Request::new(request)).await)
+                outcome(node.node_unstage_volume(Request::new(request)).await)
             }
             15 => {
                 let request = NodeExpandVolumeRequest {
@@ -501,20 +494,32 @@ impl<'a> Calls<'a> {
                     secrets,
                     ..NodeExpandVolumeRequest::default()
                 };
-                shown(node.node_expand_volume(Request::new(request)).await)
+                outcome(node.node_expand_volume(Request::new(request)).await)
             }
             _ => {
                 let request = NodeUnpublishVolumeRequest { volume_id, target_path: path };
-                shown(node.node_unpublish_volume(Request::new(request)).await)
+                outcome(node.node_unpublish_volume(Request::new(request)).await)
             }
         }
     }
 }
 
-fn said(status: &Status) -> (Code, String) {
+fn code_and_message(status: &Status) -> (Code, String) {
     (status.code(), status.message().to_owned())
 }
 
-fn shown<T: std::fmt::Debug>(answer: Result<tonic::Response<T>, Status>) -> Said {
-    answer.map(|answer| format!("{:?}", answer.into_inner())).map_err(|status| said(&status))
+fn outcome<T: std::fmt::Debug>(answer: Result<tonic::Response<T>, Status>) -> Outcome {
+    answer
+        .map(|answer| format!("{:?}", answer.into_inner()))
+        .map_err(|status| code_and_message(&status))
+}
+
+/// The name in the pool of the volume that CSI calls `name`.
+fn volume_name(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.chars().all(plain) {
+        format!("csi-vol-{name}")
+    } else {
+        format!("csi-vol_{}", URL_SAFE_NO_PAD.encode(name))
+    }
 }

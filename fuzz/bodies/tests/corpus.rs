@@ -1,27 +1,28 @@
-//! Replays the inputs of all fuzz targets that are kept in `fuzz/corpus/`: what they have found once,
-//! and what reaches the corners of the code. A target without a corpus, or with one that reaches
-//! nothing any more, fails; so does a file of `fuzz/` that does not fit.
+//! Replays the inputs of all fuzz targets in `fuzz/corpus/`: inputs that once found a bug, and inputs
+//! that reach the corners of the code. Fails for a target without a corpus, for a corpus that no
+//! longer reaches what it should, and for files of `fuzz/` that do not belong together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use pando_sim::Told;
-use pando_sim::fuzz::{Reached, TARGETS, Target};
+use pando_sim::fuzz::{self, Reached, Target};
 
-/// Bytes of all corpora together: they are cloned by everybody.
+/// Bytes of all corpora together: every clone of the repository contains them.
 const CORPUS_BYTES_MAX: u64 = 600 << 10;
 const TARGETS_DIR: &str = "fuzz_targets";
-/// Targets whose bodies are elsewhere: what their programs call, and where their corpora are replayed.
-const OTHERS: [(&str, &str, &str); 1] =
-    [("csi_requests", "pando_csi::testing::run(bytes)", "csi/src/testing/mod.rs")];
 
-fn fuzz() -> PathBuf {
-    let engine = Path::new(env!("CARGO_MANIFEST_DIR"));
-    engine.parent().expect("the workspace").join("fuzz")
+/// All targets.
+fn targets() -> impl Iterator<Item = &'static Target> {
+    fuzz::TARGETS.iter().chain(pando_fuzz_bodies::TARGETS)
 }
 
-/// The names in a directory, without what comes behind the dot.
+fn fuzz_dir() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the directory of the targets")
+}
+
+/// The names in a directory, without extensions.
 fn names(directory: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(directory).expect("a directory");
     let stem = |path: PathBuf| path.file_stem().expect("a name").display().to_string();
@@ -29,7 +30,7 @@ fn names(directory: &Path) -> BTreeSet<String> {
 }
 
 fn inputs(target: &str) -> Vec<(String, Vec<u8>)> {
-    let entries = fs::read_dir(fuzz().join("corpus").join(target)).expect("a corpus");
+    let entries = fs::read_dir(fuzz_dir().join("corpus").join(target)).expect("a corpus");
     let paths = entries.map(|entry| entry.expect("an entry").path());
     let read = |path: PathBuf| (path.display().to_string(), fs::read(&path).expect("an input"));
     let mut inputs: Vec<_> = paths.map(read).collect();
@@ -37,7 +38,7 @@ fn inputs(target: &str) -> Vec<(String, Vec<u8>)> {
     inputs
 }
 
-/// Runs all of a corpus; what it has reached.
+/// Replays a corpus. Returns what it reached.
 fn replay(target: &Target) -> String {
     let mut reached = Reached::default();
     let inputs = inputs(target.name);
@@ -47,19 +48,19 @@ fn replay(target: &Target) -> String {
     }
     for what in target.reaches {
         let count = reached.0.get(what).copied().unwrap_or(0);
-        assert!(count > 0, "the corpus of {} has rotted: no {what} any more", target.name);
+        assert!(count > 0, "the corpus of {} no longer reaches: {what}", target.name);
     }
     format!("{}: {} inputs, {:?}", target.name, inputs.len(), reached.0)
 }
 
-/// One test for each target, so that they run side by side.
+/// One test for each target, so that they run in parallel.
 macro_rules! replayed {
     ($($name:ident)*) => {
         const REPLAYED: &[&str] = &[$(stringify!($name)),*];
         $(
             #[test]
             fn $name() {
-                let target = TARGETS.iter().find(|target| target.name == stringify!($name));
+                let target = targets().find(|target| target.name == stringify!($name));
                 println!("{}", replay(target.expect("a target")));
             }
         )*
@@ -70,6 +71,7 @@ replayed! {
     allocator
     control_api
     crash
+    csi_requests
     engine_model
     image_mutate
     io_errors
@@ -82,33 +84,27 @@ replayed! {
     ublk_descriptor
 }
 
-/// The targets, each with what its program calls.
+/// The names of all targets, each with the call of its program.
 fn calls() -> BTreeMap<String, String> {
-    let here = |target: &Target| {
-        let name = target.name;
-        (name.to_owned(), format!("pando_sim::fuzz::run(\"{name}\", bytes)"))
-    };
-    let other = |(name, call, _): &(&str, &str, &str)| ((*name).to_owned(), (*call).to_owned());
-    TARGETS.iter().map(here).chain(OTHERS.iter().map(other)).collect()
+    let body_call = |name: &str| format!("pando_sim::fuzz::run(\"{name}\", bytes)");
+    let program_call = |name: &str| format!("pando_fuzz_bodies::{name}::run(bytes)");
+    let bodies = fuzz::TARGETS.iter().map(|t| (t.name.to_owned(), body_call(t.name)));
+    let programs = pando_fuzz_bodies::TARGETS.iter();
+    bodies.chain(programs.map(|t| (t.name.to_owned(), program_call(t.name)))).collect()
 }
 
 /// Bodies, files, entries of the manifest, corpora and the tests above are the same targets.
 #[test]
 fn every_target_is_built_and_replayed() {
-    let files = names(&fuzz().join(TARGETS_DIR));
+    let files = names(&fuzz_dir().join(TARGETS_DIR));
     let calls = calls();
     assert_eq!(files, calls.keys().cloned().collect());
-    assert_eq!(names(&fuzz().join("corpus")), files, "corpora");
+    assert_eq!(names(&fuzz_dir().join("corpus")), files, "corpora");
     let replayed: BTreeSet<&str> = REPLAYED.iter().copied().collect();
-    assert_eq!(replayed, TARGETS.iter().map(|target| target.name).collect());
-    for (name, _, replay) in OTHERS {
-        let code =
-            fs::read_to_string(fuzz().join("..").join(replay)).expect("where it is replayed");
-        assert!(code.contains(&format!("corpus/{name}")), "{replay} does not replay {name}");
-    }
-    let manifest = fs::read_to_string(fuzz().join("Cargo.toml")).expect("a manifest");
+    assert_eq!(replayed, targets().map(|target| target.name).collect());
+    let manifest = fs::read_to_string(fuzz_dir().join("Cargo.toml")).expect("a manifest");
     for (name, call) in &calls {
-        let source = fs::read_to_string(fuzz().join(TARGETS_DIR).join(format!("{name}.rs")));
+        let source = fs::read_to_string(fuzz_dir().join(TARGETS_DIR).join(format!("{name}.rs")));
         let whole = format!("#![no_main]\n\nlibfuzzer_sys::fuzz_target!(|bytes: &[u8]| {call});\n");
         assert_eq!(source.expect("a target"), whole, "{name}.rs");
         let entry = format!("[[bin]]\nname = \"{name}\"\npath = \"fuzz_targets/{name}.rs\"\n");

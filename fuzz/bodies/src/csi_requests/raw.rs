@@ -1,13 +1,13 @@
-//! One request's bytes, and what they stand for: the usual, and the worst.
+//! The bytes of one request and their meaning: ordinary values and hostile ones.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::proto::csi::volume_capability::access_mode::Mode;
-use crate::proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
-use crate::proto::csi::{CapacityRange, VolumeCapability};
+use pando_csi::proto::csi::volume_capability::access_mode::Mode;
+use pando_csi::proto::csi::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use pando_csi::proto::csi::{CapacityRange, VolumeCapability};
 
-/// One request's bytes.
+/// The bytes of one request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Raw {
     pub(super) call: u8,

@@ -1,5 +1,5 @@
-//! A daemon in memory: a catalogue and nothing else. It is strict about what it is asked, because
-//! whatever the adapter is sent, what it asks the daemon makes sense.
+//! A daemon in memory: a catalogue and nothing else. It panics on requests that make no sense,
+//! because the adapter must never send one, whatever request it received.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,23 +15,23 @@ use tonic::{Code, Request, Response, Status, Streaming};
 /// Bytes of the pool.
 const POOL_BYTES: u64 = 1 << 40;
 
-/// What the daemon knows.
+/// The volumes of the daemon.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Catalogue {
     pub(super) volumes: BTreeMap<u64, v1::Volume>,
     next: u64,
 }
 
-/// The daemon. All clones are the same one.
+/// The daemon. Clones share its state.
 #[derive(Clone, Default)]
-pub(super) struct Pandod(Arc<Mutex<State>>);
+pub(super) struct FakeDaemon(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
     catalogue: Catalogue,
-    /// After so many calls one fails so.
+    /// The failure to inject: calls before it, kind and code.
     failure: Option<(u8, &'static str, Code)>,
-    /// How many have.
+    /// Failures injected so far.
     failed: u64,
 }
 
@@ -43,7 +43,7 @@ fn error(kind: &'static str, code: Code, message: &str) -> Status {
     status
 }
 
-impl Pandod {
+impl FakeDaemon {
     /// An empty pool.
     pub(super) fn reset(&self) {
         *self.0.lock() = State::default();
@@ -53,12 +53,12 @@ impl Pandod {
         self.0.lock().catalogue.clone()
     }
 
-    /// Lets one call fail, after so many that do not.
+    /// Lets one call fail with a kind and a code, after the given number of calls that succeed.
     pub(super) fn fail(&self, failure: Option<(u8, &'static str, Code)>) {
         self.0.lock().failure = failure;
     }
 
-    /// How many calls have failed because they were to.
+    /// The number of failures injected so far.
     pub(super) fn failed(&self) -> u64 {
         self.0.lock().failed
     }
@@ -68,7 +68,7 @@ impl Pandod {
         match state.failure.take() {
             Some((0, kind, code)) => {
                 state.failed += 1;
-                return Err(error(kind, code, "as it was told"));
+                return Err(error(kind, code, "an injected failure"));
             }
             Some((after, kind, code)) => state.failure = Some((after - 1, kind, code)),
             None => {}
@@ -77,7 +77,7 @@ impl Pandod {
     }
 }
 
-/// The rules for names, and nothing that could be a path.
+/// Checks the rules for names, which exclude paths.
 fn check_name(name: &str) {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     assert!(name.starts_with("csi-") && name.len() <= 253 && name.chars().all(good), "{name:?}");
@@ -90,7 +90,7 @@ fn check_labels(labels: &BTreeMap<String, String>) {
 
 impl Catalogue {
     fn find(&self, volume: Option<v1::VolumeRef>) -> Result<&v1::Volume, Status> {
-        let found = match volume.and_then(|volume| volume.by).expect("a volume is named") {
+        let found = match volume.and_then(|volume| volume.by).expect("the request names a volume") {
             By::Id(id) => self.volumes.get(&id),
             By::Name(name) => {
                 check_name(&name);
@@ -195,16 +195,16 @@ impl Catalogue {
     }
 }
 
-type Nothing<T> = Empty<Result<T, Status>>;
+type NoStream<T> = Empty<Result<T, Status>>;
 
 #[tonic::async_trait]
-impl Pando for Pandod {
-    type PoolCheckStream = Nothing<v1::PoolCheckResponse>;
-    type PoolScrubStream = Nothing<v1::PoolScrubResponse>;
-    type PoolDumpStream = Nothing<v1::PoolDumpResponse>;
-    type ListExtentsStream = Nothing<v1::ListExtentsResponse>;
-    type DiffVolumesStream = Nothing<v1::DiffVolumesResponse>;
-    type ReadVolumeStream = Nothing<v1::ReadVolumeResponse>;
+impl Pando for FakeDaemon {
+    type PoolCheckStream = NoStream<v1::PoolCheckResponse>;
+    type PoolScrubStream = NoStream<v1::PoolScrubResponse>;
+    type PoolDumpStream = NoStream<v1::PoolDumpResponse>;
+    type ListExtentsStream = NoStream<v1::ListExtentsResponse>;
+    type DiffVolumesStream = NoStream<v1::DiffVolumesResponse>;
+    type ReadVolumeStream = NoStream<v1::ReadVolumeResponse>;
 
     async fn pool_status(
         &self,
@@ -311,7 +311,7 @@ impl Pando for Pandod {
         })
     }
 
-    /// No volume ever becomes a device here, so that nothing is ever mounted.
+    /// Always fails, so that nothing is ever mounted.
     async fn attach_volume(
         &self,
         request: Request<v1::AttachVolumeRequest>,
@@ -339,7 +339,7 @@ impl Pando for Pandod {
         self.call(|_| Ok(v1::ListAttachmentsResponse::default()))
     }
 
-    // The adapter has no reason for these.
+    // The adapter never makes these calls.
 
     async fn pool_grow(&self, _: Request<v1::PoolGrowRequest>) -> Answer<v1::PoolGrowResponse> {
         panic!("the adapter calls pool_grow")
