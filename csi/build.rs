@@ -1,4 +1,4 @@
-//! Compiles the interfaces of CSI and of kubelet with protox: no protoc to install.
+//! Compiles the interfaces of CSI and of kubelet with protox, which does not need protoc.
 
 use std::error::Error;
 
@@ -10,8 +10,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed=proto/{file}");
     }
     let descriptors = protox::compile(FILES, ["proto"])?;
-    // A map as BTreeMap prints and compares in one order. Calls that Pando does not offer, as those
-    // of health, answer UNIMPLEMENTED by themselves.
+    // Maps are BTreeMaps, so that they are printed and compared in one order. The default stubs
+    // answer UNIMPLEMENTED to calls that Pando does not offer, such as those of volume health.
     tonic_prost_build::configure()
         .btree_map(".")
         .generate_default_stubs(true)

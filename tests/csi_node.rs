@@ -133,7 +133,7 @@ fn another_device_is_refused() -> bool {
     }
     let answer = places.publish(&block()).expect_err("another device");
     assert_eq!(answer.code(), Code::Internal, "{answer}");
-    assert!(answer.message().contains("the kernel says it is \"foreign\""), "{answer}");
+    assert!(answer.message().contains("the kernel reports \"foreign\""), "{answer}");
     let answer = csi.stats(&id, &places.target).expect_err("another device");
     assert_eq!(answer.code(), Code::Internal, "{answer}");
     assert!(!places.target.exists());

@@ -1,18 +1,18 @@
-//! Clients in Go may say the path of a socket for `:authority`. kubelet does, when it asks a plugin
-//! who it is. No authority looks so, and h2, on which tonic stands, ends such a call with
-//! PROTOCOL_ERROR. So on the way in, the bytes of each `:authority` are replaced by as many bytes
-//! of one that is harmless; nobody here wants to know it.
+//! Repairs the `:authority` of HTTP/2 requests. Clients in Go may send the path of the socket as
+//! `:authority`; kubelet does when it asks a plugin for its name. Such a path is not a valid
+//! authority, and h2, which tonic uses, ends the call with PROTOCOL_ERROR. So the bytes of each
+//! incoming `:authority` are replaced by as many bytes of a valid one. The adapter does not use it.
 //!
 //! ```text
 //! preface | frame: length type flags stream, payload | frame ...
-//!   HEADERS, CONTINUATION    the payload is a part of a block of fields (RFC 7541)
+//!   HEADERS, CONTINUATION    the payload is part of a field block (HPACK, RFC 7541)
 //!   others                   skipped
 //! field: an index | index of the name, text of the value | text of the name, text of the value
-//! text:  length, bytes: plain, or in Huffman's code
+//! text:  length, bytes: plain or Huffman-coded
 //! ```
 //!
-//! Lengths stay as they are, so nothing is held back, and the client's table of fields still fits.
-//! What is no HTTP/2 passes as it is; h2 says what is wrong with it.
+//! Lengths do not change, so no byte has to be buffered, and the client's dynamic table keeps its
+//! sizes. Input that is not HTTP/2 passes unchanged; h2 reports the error.
 
 use std::io;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tonic::transport::server::Connected;
 
-/// What each connection begins with, in bytes.
+/// Length of the connection preface.
 const PREFACE_BYTES: usize = 24;
 const FRAME_HEAD_BYTES: usize = 9;
 const HEADERS: u8 = 1;
@@ -30,15 +30,15 @@ const CONTINUATION: u8 = 9;
 const PADDED: u8 = 0x08;
 const PRIORITY: u8 = 0x20;
 const PRIORITY_BYTES: usize = 5;
-/// Index of the name `:authority` in the table that everyone has.
+/// Index of the name `:authority` in the static table.
 const AUTHORITY: u8 = 1;
-/// Bits of the digit 0 in Huffman's code; all of them are 0.
+/// Bits of the digit 0 in the Huffman code; all of them are 0.
 const ZERO_BITS: usize = 5;
-/// A longer text, and a length in more bytes, is left to h2, which takes no such block.
+/// Longer texts, and lengths of more bytes, pass unchanged: h2 refuses such a block.
 const TEXT_BYTES_MAX: usize = 1 << 24;
 const SHIFT_MAX: u32 = 28;
 
-/// A connection whose client may say what it wants for `:authority`.
+/// A connection whose client may send anything as `:authority`.
 pub(crate) struct Lenient {
     stream: UnixStream,
     filter: Filter,
@@ -87,19 +87,19 @@ impl AsyncWrite for Lenient {
     }
 }
 
-/// Replaces each `:authority` in what passes, whole or in pieces.
+/// Replaces each `:authority` in a stream of bytes that arrives in pieces of any size.
 #[derive(Debug)]
 struct Filter {
-    /// What there is of the next frame's head.
+    /// The head of the next frame, of which `at` bytes have arrived.
     head: [u8; FRAME_HEAD_BYTES],
     at: usize,
     /// Whether the next byte is the length of the padding.
     padded: bool,
-    /// Bytes before the fields, bytes of fields, bytes of padding that are left of this frame.
+    /// Bytes left of this frame: before the fields, of the fields, of the padding.
     skip: usize,
     fields: usize,
     pad: usize,
-    /// Bytes before the fields, if the length of the padding is still to come.
+    /// Bytes of the priority, which come after the length of the padding.
     priority: usize,
     field: Field,
 }
@@ -149,7 +149,7 @@ impl Filter {
         }
     }
 
-    /// Begins a frame, whose head is there.
+    /// Begins a frame whose head is complete.
     fn frame(&mut self) {
         let [high, middle, low, kind, flags, ..] = self.head;
         let bytes = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
@@ -174,14 +174,14 @@ impl Filter {
     }
 }
 
-/// Where in a block of fields the next byte is.
+/// The position of the next byte in a field block.
 #[derive(Clone, Copy, Debug)]
 enum Field {
     Begin,
-    /// In a number that is of no interest, and the text that follows it.
+    /// In an index that does not matter; the text that follows it, if any.
     Index(Option<Text>),
     Length(Text),
-    /// In a length of several bytes: what was read of it, and how far.
+    /// In a length of several bytes: its value so far, and the shift of the next byte.
     Longer {
         text: Text,
         huffman: bool,
@@ -194,11 +194,11 @@ enum Field {
         bytes: usize,
         at: usize,
     },
-    /// The block makes no sense.
-    Lost,
+    /// The block is invalid.
+    Invalid,
 }
 
-/// What a text is.
+/// What a text stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Text {
     Name,
@@ -207,7 +207,7 @@ enum Text {
 }
 
 impl Field {
-    /// Takes a byte, and replaces it if it is one of an authority.
+    /// Takes a byte, and replaces it if it belongs to an authority.
     fn next(self, byte: &mut u8) -> Self {
         match self {
             Self::Begin => Self::begin(*byte),
@@ -223,7 +223,7 @@ impl Field {
             Self::Longer { text, huffman, bytes, shift } => {
                 let bytes = bytes + (usize::from(*byte & 0x7f) << shift);
                 if bytes > TEXT_BYTES_MAX || shift > SHIFT_MAX {
-                    Self::Lost
+                    Self::Invalid
                 } else if *byte & 0x80 != 0 {
                     Self::Longer { text, huffman, bytes, shift: shift + 7 }
                 } else {
@@ -232,23 +232,23 @@ impl Field {
             }
             Self::Bytes { text, huffman, bytes, at } => {
                 if text == Text::Authority {
-                    *byte = harmless(huffman, bytes, at);
+                    *byte = zero_digits(huffman, bytes, at);
                 }
                 match at + 1 < bytes {
                     true => Self::Bytes { text, huffman, bytes, at: at + 1 },
                     false => Self::after(text),
                 }
             }
-            Self::Lost => Self::Lost,
+            Self::Invalid => Self::Invalid,
         }
     }
 
-    /// The first byte of a field: what is by an index, and what follows as a text.
+    /// Decodes the first byte of a field: which parts are indexed, and which follow as texts.
     const fn begin(byte: u8) -> Self {
         let (index, max, by_index) = match byte {
             0x80.. => (byte & 0x7f, 0x7f, true),
             0x40.. => (byte & 0x3f, 0x3f, false),
-            // A new size of the table.
+            // A new size of the dynamic table.
             0x20.. => (byte & 0x1f, 0x1f, true),
             _ => (byte & 0x0f, 0x0f, false),
         };
@@ -262,7 +262,7 @@ impl Field {
         }
     }
 
-    /// A text of which the length is known.
+    /// Begins a text whose length is known.
     const fn text(text: Text, huffman: bool, bytes: usize) -> Self {
         match bytes {
             0 => Self::after(text),
@@ -278,9 +278,9 @@ impl Field {
     }
 }
 
-/// Byte `at` of `bytes` in which there are zeros only. In Huffman's code the bits after the last
-/// of them are 1.
-const fn harmless(huffman: bool, bytes: usize, at: usize) -> u8 {
+/// Byte `at` of a text of zero digits that has `bytes` bytes. In the Huffman code the bits after
+/// the last digit are 1.
+const fn zero_digits(huffman: bool, bytes: usize, at: usize) -> u8 {
     match (huffman, at + 1 == bytes) {
         (false, _) => b'0',
         (true, false) => 0,
@@ -304,22 +304,22 @@ mod tests {
         [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frames.concat()].concat()
     }
 
-    /// A text as it is in a field.
+    /// A text as a field contains it.
     fn text(huffman: bool, text: &[u8]) -> Vec<u8> {
         let length = u8::try_from(text.len()).unwrap() | if huffman { 0x80 } else { 0 };
         [&[length][..], text].concat()
     }
 
-    /// Fields of every form, an authority among them whose first byte is `first`.
+    /// Fields of every form, including an authority whose first byte is `first`.
     fn block(first: u8, huffman: bool, authority: &[u8]) -> Vec<u8> {
         [
-            // By index, one of them in three bytes; a size of the table.
+            // Indexed, one of them in three bytes; a size of the table.
             vec![0x83, 0xff, 0x80, 0x01, 0x3f, 0x61],
             // A name by index, in one byte and in two.
             [&[0x44][..], &text(false, b"/a.B/C")].concat(),
             [&[0x7f, 0x05][..], &text(true, b"\x1c\x64")].concat(),
             [&[first][..], &text(huffman, authority)].concat(),
-            // Name and value as texts, both empty, and not.
+            // Name and value as texts, empty and not.
             [&[0x00][..], &text(false, b""), &text(false, b"")].concat(),
             [&[0x40][..], &text(false, b"x-a"), &text(false, b":authority")].concat(),
             vec![0x86],
@@ -342,7 +342,7 @@ mod tests {
         ]
     }
 
-    /// What passes, in pieces of a size.
+    /// The output of the filter, which gets the input in pieces of a size.
     fn passed(bytes: &[u8], piece: usize) -> Vec<u8> {
         let (mut filter, mut bytes) = (Filter::default(), bytes.to_vec());
         for piece in bytes.chunks_mut(piece) {
@@ -357,19 +357,19 @@ mod tests {
         let cases: [(bool, &[u8], &[u8]); 5] = [
             (false, PATH, &zeros),
             (false, b"", b""),
-            // In Huffman's code: 8 zeros; 4 and four bits of 1; 1 and three.
+            // Huffman-coded: 8 zeros; 4 zeros and four bits of 1; 1 zero and three bits of 1.
             (true, &[0x9a; 5], &[0; 5]),
             (true, &[0x9a; 3], &[0, 0, 0x0f]),
             (true, &[0x9a], &[0x07]),
         ];
-        for (huffman, said, expected) in cases {
-            // Added to the table, not added, never to be added.
+        for (huffman, authority, expected) in cases {
+            // With indexing, without it, never indexed.
             for first in [0x41, 0x01, 0x11] {
-                let said = connections(&block(first, huffman, said));
+                let input = connections(&block(first, huffman, authority));
                 let expected = connections(&block(first, huffman, expected));
-                for (said, expected) in said.iter().zip(&expected) {
-                    for piece in [1, 7, said.len()] {
-                        assert_eq!(passed(said, piece), *expected, "{first:#x} {huffman}");
+                for (input, expected) in input.iter().zip(&expected) {
+                    for piece in [1, 7, input.len()] {
+                        assert_eq!(passed(input, piece), *expected, "{first:#x} {huffman}");
                     }
                 }
             }
@@ -381,29 +381,29 @@ mod tests {
         // 127 + 0x49 = 200 bytes, of a block in two frames.
         let begin = [&[0x41, 0x7f, 0x49][..], &[b'/'; 100]].concat();
         let end = [&[b'/'; 100][..], &[0x82]].concat();
-        let said = connection(&[frame(HEADERS, 0, &begin), frame(CONTINUATION, 4, &end)]);
-        let expected: Vec<u8> = said[PREFACE_BYTES..]
+        let input = connection(&[frame(HEADERS, 0, &begin), frame(CONTINUATION, 4, &end)]);
+        let expected: Vec<u8> = input[PREFACE_BYTES..]
             .iter()
             .map(|byte| if *byte == b'/' { b'0' } else { *byte })
             .collect();
-        assert_eq!(passed(&said, 1)[PREFACE_BYTES..], expected);
+        assert_eq!(passed(&input, 1)[PREFACE_BYTES..], expected);
     }
 
     #[test]
-    fn what_makes_no_sense_passes() {
+    fn invalid_input_passes_unchanged() {
         // A length without an end.
         let endless = [&[0x41, 0x7f][..], &[0xff; 12], PATH].concat();
-        let said = connection(&[frame(HEADERS, 4, &endless)]);
-        assert_eq!(passed(&said, 3), said);
-        // The frame behind it is read again.
+        let input = connection(&[frame(HEADERS, 4, &endless)]);
+        assert_eq!(passed(&input, 3), input);
+        // The frame after it is filtered again.
         let next = |authority: &[u8]| {
             let good = frame(HEADERS, 4, &block(0x41, false, authority));
             connection(&[frame(HEADERS, 4, &endless), good])
         };
         assert_eq!(passed(&next(b"/"), 5), next(b"0"));
-        // Padding that is longer than its frame.
-        let said = connection(&[frame(HEADERS, PADDED, &[9, 0x41, 1, b'/'])]);
-        assert_eq!(passed(&said, 1), said);
+        // Padding longer than its frame.
+        let input = connection(&[frame(HEADERS, PADDED, &[9, 0x41, 1, b'/'])]);
+        assert_eq!(passed(&input, 1), input);
         let mut seed = 1_u32;
         let noise = |_| {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -1,5 +1,5 @@
-//! The adapter's configuration: one TOML file, flags that override it, unknown keys refused.
-//! `deploy/pando-csi.toml` shows all of it.
+//! The adapter's configuration: one TOML file, which flags override. Unknown keys are refused.
+//! `deploy/pando-csi.toml` shows every key.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,16 @@ use anyhow::{Context as _, Result, bail, ensure};
 use pando_proto::parse_size;
 use serde::{Deserialize, Deserializer, de};
 
-/// Name of the driver if nothing else is said.
+/// Default name of the driver.
 pub const DEFAULT_DRIVER: &str = "csi.pando.dev";
-/// Bytes of a configuration file.
+/// Maximum length of a configuration file in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-/// Bytes of the name of a node: Kubernetes writes it into a label, whose values have this limit.
+/// Maximum length of the name of a node in bytes: Kubernetes writes it into a label value, which
+/// has this limit.
 const NODE_BYTES_MAX: usize = 63;
-/// Bytes of the name of a driver, by the CSI specification.
+/// Maximum length of the name of a driver in bytes, by the CSI specification.
 const DRIVER_BYTES_MAX: usize = 63;
-/// Factor between what may be promised and what is there, at most.
+/// Highest value of `overcommit`.
 const OVERCOMMIT_MAX: u64 = 1000;
 
 /// The whole configuration.
@@ -31,18 +32,19 @@ pub struct Config {
     pub node_id: String,
     /// Name of the driver, as a StorageClass names it.
     pub driver_name: String,
-    /// Directory in which kubelet looks for drivers; none: the adapter does not register itself.
+    /// Directory in which kubelet looks for drivers. `None`: the adapter does not register itself.
     pub registration_dir: Option<PathBuf>,
     /// Where kubelet finds `endpoint`, if it has another path in kubelet's mount namespace.
     pub kubelet_endpoint: Option<PathBuf>,
-    /// Where `/healthz` (this process) and `/readyz` (the pool) are served over HTTP; none: nowhere.
+    /// Address of the HTTP endpoints `/healthz` (this process) and `/readyz` (the pool). `None`:
+    /// they are not served.
     pub health_address: Option<SocketAddr>,
-    /// Whether the controller grows volumes. If not, NodeExpandVolume does all of it: for clusters
-    /// where the resizer reaches only the adapter of one node.
+    /// Whether the controller grows volumes. If not, NodeExpandVolume does it alone: for clusters
+    /// whose resizer reaches the adapter of one node only.
     pub controller_expand: bool,
-    /// Bytes of volumes that are given for each byte that is available in the pool.
+    /// Bytes of volumes that may be created for each available byte of the pool.
     pub overcommit: u64,
-    /// Size of a volume for which no size is asked.
+    /// Size of a volume whose request names no size.
     #[serde(deserialize_with = "size", rename = "default_size")]
     pub default_size_bytes: u64,
     /// Logs.
@@ -55,11 +57,11 @@ pub struct Config {
 pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,pando_csi=debug`.
     pub level: String,
-    /// How lines look.
+    /// Format of a line.
     pub format: LogFormat,
 }
 
-/// How lines of the log look.
+/// Format of the lines of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -93,7 +95,7 @@ impl Default for Config {
     }
 }
 
-/// A size as people write it, `"1GiB"`, or a number of bytes.
+/// A size with a unit, such as `"1GiB"`, or a number of bytes.
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<u64, D::Error> {
     let value = toml::Value::deserialize(deserializer)?;
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -101,10 +103,10 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<u64, 
 }
 
 impl Config {
-    /// Reads the file at `path`. What it says is checked by [`Config::validate`].
+    /// Reads the file at `path`. [`Config::validate`] checks the values.
     ///
     /// # Errors
-    /// It cannot be read, or does not say a configuration.
+    /// It cannot be read, or is not a configuration.
     pub fn load(path: &Path) -> Result<Self> {
         let shown = path.display();
         let length = std::fs::metadata(path).with_context(|| format!("configuration {shown}"))?;
@@ -117,10 +119,10 @@ impl Config {
         toml::from_str(&text).with_context(|| format!("configuration {shown}"))
     }
 
-    /// Checks what the types do not say.
+    /// Checks the values.
     ///
     /// # Errors
-    /// What is wrong, with the key.
+    /// The first invalid value, with its key.
     pub fn validate(&self) -> Result<()> {
         let name = &self.driver_name;
         let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
@@ -166,14 +168,14 @@ impl Config {
         Ok(())
     }
 
-    /// The socket on which kubelet asks who the driver is.
+    /// The socket on which kubelet asks for the name and endpoint of the driver.
     #[must_use]
     pub fn registration_socket(&self) -> Option<PathBuf> {
         let directory = self.registration_dir.as_ref()?;
         Some(directory.join(format!("{}-reg.sock", self.driver_name)))
     }
 
-    /// Key of the topology: a node is a segment of its own.
+    /// Key of the topology: each node is a segment.
     #[must_use]
     pub fn topology_key(&self) -> String {
         format!("{}/node", self.driver_name)
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_node_must_be_said() {
+    fn only_the_node_is_required() {
         let config = parsed("node_id = 'node-1'").unwrap();
         assert_eq!(config, Config { node_id: "node-1".to_owned(), ..Config::default() });
         assert_eq!(config.topology_key(), "csi.pando.dev/node");
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_says_everything() {
+    fn the_example_has_every_key() {
         let text = include_str!("../../deploy/pando-csi.toml");
         let config = parsed(text).unwrap();
         assert_eq!(config, Config { node_id: config.node_id.clone(), ..Config::default() });

@@ -1,4 +1,4 @@
-//! The client of the daemon, and what becomes of its errors.
+//! The client of the daemon, and the translation of its errors.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use pando_proto::v1::{self, VolumeRef};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-/// How long the daemon may take to answer. What it does is short, or goes on in the background.
+/// Timeout of a call. The work of the daemon is short, or continues in the background.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
-/// Bytes of one answer: a page of a list, with all the labels that volumes may have.
+/// Maximum length of a response in bytes: a page of a list, with the maximum of labels.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
 
-/// The engine's kinds of errors, as `pando.v1` names them, and the codes of CSI. The callers of
-/// CSI take UNAVAILABLE and ABORTED for "may have happened, ask again", and most other codes for
-/// "has not happened": so what leaves the outcome open is UNAVAILABLE.
+/// The engine's kinds of errors, as `pando.v1` names them, and their codes in CSI. Callers of CSI
+/// take UNAVAILABLE and ABORTED for "may have happened, retry", and most other codes for "has not
+/// happened". So every error that leaves the outcome open is UNAVAILABLE.
 const CODES: [(&str, Code); 14] = [
     ("not_found", Code::NotFound),
     ("exists", Code::AlreadyExists),
@@ -28,7 +28,7 @@ const CODES: [(&str, Code); 14] = [
     ("read_only", Code::FailedPrecondition),
     ("busy", Code::FailedPrecondition),
     ("not_a_pool", Code::FailedPrecondition),
-    // Not UNIMPLEMENTED: to CSI that says that the plugin lacks the call.
+    // Not UNIMPLEMENTED, which in CSI means that the plugin lacks the call.
     ("unsupported", Code::FailedPrecondition),
     ("corrupt", Code::DataLoss),
     ("checksum", Code::DataLoss),
@@ -37,26 +37,29 @@ const CODES: [(&str, Code); 14] = [
     ("shutdown", Code::Unavailable),
 ];
 
-/// An error of the daemon as one of CSI: code and message, without details and trailers.
+/// Translates an error of the daemon: code and message, without details and trailers.
 fn status(error: &Status) -> Status {
     let kind = error.metadata().get(ERROR_KIND_KEY).and_then(|kind| kind.to_str().ok());
     let code = CODES.iter().find(|(name, _)| Some(*name) == kind).map(|(_, code)| *code);
     match (code, error.code()) {
         (Some(code), _) => Status::new(code, error.message()),
         (None, Code::Unimplemented) => Status::failed_precondition(
-            "pandod does not know this call: it is older than this adapter, upgrade it",
+            "pandod lacks this call: it is older than this adapter, upgrade it",
         ),
-        // Not the engine's answer, so nobody knows what has happened.
+        // The error is not the engine's, so the outcome is unknown.
         _ => Status::unavailable(format!("pandod does not answer: {}", error.message())),
     }
 }
 
-/// The part of an answer without which it means nothing.
-fn present<T>(part: Option<T>) -> Result<T, Status> {
-    part.ok_or_else(|| Status::internal("pandod answers without saying anything"))
+/// The required part of a response.
+///
+/// # Errors
+/// INTERNAL: it is missing.
+pub(crate) fn present<T>(part: Option<T>) -> Result<T, Status> {
+    part.ok_or_else(|| Status::internal("pandod sent an empty response"))
 }
 
-/// A reference by the identity in the catalogue.
+/// A reference by number, the identity in the catalogue.
 pub(crate) const fn by_number(number: u64) -> VolumeRef {
     VolumeRef { by: Some(By::Id(number)) }
 }
@@ -66,15 +69,15 @@ pub(crate) fn by_name(name: impl Into<String>) -> VolumeRef {
     VolumeRef { by: Some(By::Name(name.into())) }
 }
 
-/// The daemon. Connects when it is needed, and again when the daemon was restarted.
+/// The client. It connects with the first call, and again after a restart of the daemon.
 #[derive(Clone)]
 pub(crate) struct Daemon(PandoClient<Channel>);
 
 impl Daemon {
-    /// The daemon that listens on `socket`, now or later.
+    /// A client of the daemon that listens on `socket`, now or later.
     ///
     /// # Errors
-    /// The path cannot be one of a socket.
+    /// The path is invalid.
     pub(crate) fn new(socket: &Path) -> Started<Self> {
         let shown = socket.display();
         let absolute = std::path::absolute(socket).with_context(|| format!("socket {shown}"))?;
@@ -85,13 +88,13 @@ impl Daemon {
         Ok(Self(client.max_decoding_message_size(ANSWER_BYTES_MAX)))
     }
 
-    /// The pool at a glance.
+    /// The status of the pool.
     pub(crate) async fn pool(&self) -> Result<v1::Pool, Status> {
         let answer = self.0.clone().pool_status(v1::PoolStatusRequest {}).await;
         present(answer.map_err(|error| status(&error))?.into_inner().pool)
     }
 
-    /// A volume or snapshot, and the device that it is, if any. None if there is none.
+    /// A volume or snapshot, and its device if it is attached. `None` if it does not exist.
     pub(crate) async fn find(
         &self,
         volume: VolumeRef,
@@ -107,7 +110,7 @@ impl Daemon {
         }
     }
 
-    /// Makes a volume, clone or snapshot.
+    /// Creates a volume, clone or snapshot.
     pub(crate) async fn create(
         &self,
         request: v1::CreateVolumeRequest,
@@ -116,7 +119,7 @@ impl Daemon {
         present(answer.map_err(|error| status(&error))?.into_inner().volume)
     }
 
-    /// Makes several at one instant.
+    /// Creates several at one instant.
     pub(crate) async fn create_group(
         &self,
         volumes: Vec<v1::CreateVolumeRequest>,
@@ -134,7 +137,7 @@ impl Daemon {
         present(answer.map_err(|error| status(&error))?.into_inner().volume)
     }
 
-    /// Deletes a volume or snapshot; none of that identity is fine.
+    /// Deletes a volume or snapshot. Succeeds if it does not exist.
     pub(crate) async fn delete(&self, number: u64) -> Result<(), Status> {
         let request = v1::DeleteVolumeRequest { volume: Some(by_number(number)) };
         match self.0.clone().delete_volume(request).await.map_err(|error| status(&error)) {
@@ -152,7 +155,7 @@ impl Daemon {
         Ok(answer.map_err(|error| status(&error))?.into_inner())
     }
 
-    /// Makes a volume a block device of this machine.
+    /// Attaches a volume as a block device of this machine.
     pub(crate) async fn attach(
         &self,
         request: v1::AttachVolumeRequest,
@@ -161,14 +164,14 @@ impl Daemon {
         present(answer.map_err(|error| status(&error))?.into_inner().attachment)
     }
 
-    /// Removes the device of a volume; none is fine.
+    /// Detaches a volume. Succeeds if it is not attached.
     pub(crate) async fn detach(&self, number: u64) -> Result<(), Status> {
         let request = v1::DetachVolumeRequest { volume: Some(by_number(number)) };
         let answer = self.0.clone().detach_volume(request).await;
         answer.map(|_| ()).map_err(|error| status(&error))
     }
 
-    /// The block devices that there are.
+    /// All block devices.
     pub(crate) async fn attachments(&self) -> Result<Vec<v1::Attachment>, Status> {
         let answer = self.0.clone().list_attachments(v1::ListAttachmentsRequest {}).await;
         Ok(answer.map_err(|error| status(&error))?.into_inner().attachments)
@@ -190,23 +193,24 @@ impl Daemon {
     }
 }
 
-/// Extents of a volume as they come: offset and length in bytes, ascending, without overlap.
+/// A stream of extents of a volume: offset and length in bytes, ascending, without overlap.
 pub(crate) enum Extents {
-    /// Where it holds data.
+    /// Extents that hold data.
     Allocated(Streaming<v1::ListExtentsResponse>),
-    /// Where it differs.
+    /// Extents that differ.
     Changed(Streaming<v1::DiffVolumesResponse>),
 }
 
 impl Extents {
-    /// The next of them; none at the end.
+    /// The next extents; `None` at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<(u64, u64)>>, Status> {
         match self {
             Self::Allocated(stream) => {
                 let piece = stream.message().await.map_err(|error| status(&error))?;
                 Ok(piece.map(|p| p.extents.iter().map(|e| (e.offset, e.length)).collect()))
             }
-            // A run that the newer one no longer maps has changed as well: it reads as zeros.
+            // An extent that the newer volume no longer maps has changed as well: it reads as
+            // zeros.
             Self::Changed(stream) => {
                 let piece = stream.message().await.map_err(|error| status(&error))?;
                 Ok(piece.map(|p| p.extents.iter().map(|e| (e.offset, e.length)).collect()))
@@ -234,22 +238,22 @@ mod tests {
         let table = protocol.split("kind          code").nth(2).unwrap();
         let table = table.split("// Durability").next().unwrap();
         let lower = |word: &&str| word.starts_with(|c: char| c.is_ascii_lowercase());
-        let mut said: Vec<&str> = table.split_whitespace().filter(lower).collect();
+        let mut documented: Vec<&str> = table.split_whitespace().filter(lower).collect();
         let mut known: Vec<&str> = CODES.iter().map(|(kind, _)| *kind).collect();
         known.sort_unstable();
-        said.sort_unstable();
-        assert_eq!(known, said);
+        documented.sort_unstable();
+        assert_eq!(known, documented);
     }
 
     #[test]
-    fn only_code_and_message_pass() {
+    fn only_code_and_message_are_kept() {
         let passed = status(&error(Code::FailedPrecondition, Some("busy")));
         assert_eq!((passed.code(), passed.message()), (Code::FailedPrecondition, "volume db: why"));
         assert!(passed.details().is_empty() && passed.metadata().is_empty());
     }
 
     #[test]
-    fn what_the_engine_did_not_say_is_open() {
+    fn errors_without_a_known_kind_are_unavailable() {
         for code in [Code::Unknown, Code::Internal, Code::Cancelled, Code::Unavailable] {
             assert_eq!(status(&error(code, None)).code(), Code::Unavailable);
         }

@@ -1,8 +1,8 @@
 //! The service GroupController: snapshots of several volumes at one instant.
 //!
-//! A group is nothing of its own in the catalogue: it is the snapshots that carry its name and
-//! number as labels. They are made by one record, so that all of them are of one point in the order
-//! of all writes, and all or none of them exist.
+//! A group has no entry of its own in the catalogue: it consists of the snapshots that carry its
+//! name and number as labels. One record creates them, so all of them show the same point in the
+//! order of all writes, and either all of them exist or none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::proto::csi::{
 };
 use crate::validate;
 
-/// Volumes in a group: what the daemon takes at one instant.
+/// Maximum number of volumes in a group: the daemon takes so many snapshots at one instant.
 const MEMBERS_MAX: u32 = 64;
 
 /// The service.
@@ -40,7 +40,7 @@ impl GroupService {
         Self { adapter }
     }
 
-    /// The snapshots with this label, in the order of their names.
+    /// The snapshots with this label, ordered by name.
     async fn members(&self, label: &str, value: String) -> Result<Vec<v1::Volume>, Status> {
         let query = v1::ListVolumesRequest {
             name_prefix: ids::GROUP_PREFIX.to_owned(),
@@ -51,10 +51,10 @@ impl GroupService {
         Ok(self.adapter.list(query, MEMBERS_MAX, String::new()).await?.0)
     }
 
-    /// The members of the group of this id: none if there is no such group.
+    /// The members of the group with this id; empty if there is no such group.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION if it is another node's.
+    /// FAILED_PRECONDITION: the group is on another node.
     async fn group(&self, pool: &PoolId, id: &str) -> Result<Vec<v1::Volume>, Status> {
         match ids::parse_group(id) {
             Some(parsed) if parsed.pool == *pool => {
@@ -67,34 +67,36 @@ impl GroupService {
         }
     }
 
-    fn shown(&self, pool: &PoolId, members: &[v1::Volume]) -> Result<VolumeGroupSnapshot, Status> {
+    /// A group in the form of CSI.
+    fn to_csi(&self, pool: &PoolId, members: &[v1::Volume]) -> Result<VolumeGroupSnapshot, Status> {
         let first = members.first();
         let first = first.ok_or_else(|| Status::internal("a group without members"))?;
         let snapshots: Vec<_> =
-            members.iter().map(|member| snapshots::shown(&self.adapter, pool, member)).collect();
+            members.iter().map(|member| snapshots::to_csi(&self.adapter, pool, member)).collect();
         Ok(VolumeGroupSnapshot {
             group_snapshot_id: snapshots[0].group_snapshot_id.clone(),
-            creation_time: Some(snapshots::created(first)),
+            creation_time: Some(snapshots::creation_time(first)),
             ready_to_use: true,
             snapshots,
         })
     }
 
-    /// The members of the group that a call of this name has made before. If one of them is
-    /// unproven, none was told of the group, and all of it is deleted: the mark goes last.
-    async fn made(&self, name: &str) -> Result<Vec<v1::Volume>, Status> {
+    /// The members of the group that an earlier call with this name created. If one of them is
+    /// unproven, no caller has got an answer about the group, and all of it is deleted: unproven
+    /// members last, so that the mark remains until the end.
+    async fn created_before(&self, name: &str) -> Result<Vec<v1::Volume>, Status> {
         let mut members = self.members(labels::GROUP, name.to_owned()).await?;
-        if !members.iter().any(frozen::unproven) {
+        if !members.iter().any(frozen::is_unproven) {
             return Ok(members);
         }
-        members.sort_by_key(frozen::unproven);
+        members.sort_by_key(frozen::is_unproven);
         for member in members {
             self.adapter.daemon.delete(member.id).await?;
         }
         Ok(Vec::new())
     }
 
-    /// The volumes to take snapshots of, by their numbers.
+    /// The volumes to take snapshots of, by number.
     async fn sources(
         &self,
         pool: &PoolId,
@@ -107,25 +109,24 @@ impl GroupService {
                     sources.insert(volume.id, *volume);
                 }
                 Found::Elsewhere => {
+                    let node = &self.adapter.config.node_id;
                     return Err(Status::failed_precondition(format!(
-                        "source volume {id:?} is on another node than {}: a group is of one node",
-                        self.adapter.config.node_id
+                        "source volume {id:?} is on another node than {node}: all volumes of a \
+                         group must be on one node"
                     )));
                 }
-                Found::Nowhere => {
-                    return Err(Status::not_found(format!("source volume {id:?} does not exist")));
-                }
+                Found::Nowhere => return Err(self.adapter.not_found("source volume", id)),
             }
         }
         Ok(sources)
     }
 }
 
-/// Checks the ids that a caller takes for the members. Members that were deleted already, by a
-/// call that was cut off, may be among them.
+/// Checks the member ids of a request. They may include members that an interrupted call has
+/// deleted already.
 ///
 /// # Errors
-/// INVALID_ARGUMENT when a member is missing among them.
+/// INVALID_ARGUMENT: a member is missing, or there are too many ids.
 fn check_members(
     adapter: &Adapter,
     pool: &PoolId,
@@ -133,15 +134,25 @@ fn check_members(
     ids: &[String],
 ) -> Result<(), Status> {
     let missing = members.iter().find(|member| !ids.contains(&adapter.id(pool, member.id)));
-    let foreign = ids.len() > usize::try_from(MEMBERS_MAX).unwrap_or(usize::MAX);
     match missing {
         Some(member) => Err(Status::invalid_argument(format!(
-            "snapshot_ids: snapshot {:?} is a member, but not among them",
+            "snapshot_ids omits member {:?}",
             adapter.id(pool, member.id)
         ))),
-        None if foreign => Err(Status::invalid_argument("snapshot_ids: more than a group has")),
-        None => Ok(()),
+        None => check_count("snapshot_ids", ids.len()),
     }
+}
+
+/// Checks the number of ids in a request.
+///
+/// # Errors
+/// INVALID_ARGUMENT: more than a group can have.
+fn check_count(field: &str, count: usize) -> Result<(), Status> {
+    if count > usize::try_from(MEMBERS_MAX).unwrap_or(usize::MAX) {
+        let text = format!("{field} has {count} entries, the limit is {MEMBERS_MAX}");
+        return Err(Status::invalid_argument(text));
+    }
+    Ok(())
 }
 
 #[tonic::async_trait]
@@ -163,36 +174,31 @@ impl GroupController for GroupService {
         validate::name("name", &request.name)?;
         validate::map("parameters", &request.parameters)?;
         if request.source_volume_ids.is_empty() {
-            return Err(Status::invalid_argument("source_volume_ids are missing"));
+            return Err(validate::missing("source_volume_ids"));
         }
         let wanted: BTreeSet<String> = request.source_volume_ids.into_iter().collect();
-        if wanted.len() > usize::try_from(MEMBERS_MAX).unwrap_or(usize::MAX) {
-            return Err(Status::invalid_argument(format!(
-                "source_volume_ids: {} volumes, at most {MEMBERS_MAX} are possible",
-                wanted.len()
-            )));
-        }
+        check_count("source_volume_ids", wanted.len())?;
         for id in &wanted {
             validate::required("source_volume_id", id)?;
         }
-        let freeze = parameters::snapshot(&request.parameters)?;
+        let freeze = parameters::snapshot_freeze(&request.parameters)?;
         let _lock = self.adapter.locks.lock(format!("group {:?}", request.name))?;
         let pool = self.adapter.pool_id().await?;
-        let old = self.made(&request.name).await?;
+        let old = self.created_before(&request.name).await?;
         if !old.is_empty() {
             let numbers = wanted.iter().map(|id| ids::parse(id).filter(|id| id.pool == pool));
             let numbers: BTreeSet<_> = numbers.map(|id| id.map(|id| id.number)).collect();
             if old.iter().map(|member| member.source_id).collect::<BTreeSet<_>>() != numbers {
                 return Err(Status::already_exists(format!(
-                    "group {:?}: it is of other volumes",
+                    "group {:?} exists with other source volumes",
                     request.name
                 )));
             }
-            let group_snapshot = Some(self.shown(&pool, &old)?);
+            let group_snapshot = Some(self.to_csi(&pool, &old)?);
             return Ok(Response::new(CreateVolumeGroupSnapshotResponse { group_snapshot }));
         }
         let sources = self.sources(&pool, &wanted).await?;
-        let to_freeze = sources.values().filter(|source| freeze || frozen::wanted(source));
+        let to_freeze = sources.values().filter(|source| freeze || frozen::is_wanted(source));
         let to_freeze: Vec<u64> = to_freeze.map(|source| source.id).collect();
         let number = uuid::Uuid::new_v4().as_u64_pair().1;
         let labels = BTreeMap::from([
@@ -205,9 +211,9 @@ impl GroupController for GroupService {
             request.labels.extend(labels.clone());
             request
         });
-        let members = frozen::make(&self.adapter, &to_freeze, requests.collect()).await?;
-        info!(group = request.name, members = members.len(), "group of snapshots made");
-        let group_snapshot = Some(self.shown(&pool, &members)?);
+        let members = frozen::create(&self.adapter, &to_freeze, requests.collect()).await?;
+        info!(group = request.name, members = members.len(), "group of snapshots created");
+        let group_snapshot = Some(self.to_csi(&pool, &members)?);
         Ok(Response::new(CreateVolumeGroupSnapshotResponse { group_snapshot }))
     }
 
@@ -220,7 +226,8 @@ impl GroupController for GroupService {
         let pool = self.adapter.pool_id().await?;
         let members = self.group(&pool, &request.group_snapshot_id).await?;
         check_members(&self.adapter, &pool, &members, &request.snapshot_ids)?;
-        // One by one: what a crash leaves is still the group, and the call is repeated.
+        // One by one: after a crash the remaining members are still the group, and the caller
+        // repeats the call.
         for member in &members {
             let _lock = self.adapter.lock_volume(member.id)?;
             self.adapter.daemon.delete(member.id).await?;
@@ -238,13 +245,10 @@ impl GroupController for GroupService {
         let pool = self.adapter.pool_id().await?;
         let members = self.group(&pool, &request.group_snapshot_id).await?;
         if members.is_empty() {
-            return Err(Status::not_found(format!(
-                "group {:?} does not exist on node {}",
-                request.group_snapshot_id, self.adapter.config.node_id
-            )));
+            return Err(self.adapter.not_found("group", &request.group_snapshot_id));
         }
         check_members(&self.adapter, &pool, &members, &request.snapshot_ids)?;
-        let group_snapshot = Some(self.shown(&pool, &members)?);
+        let group_snapshot = Some(self.to_csi(&pool, &members)?);
         Ok(Response::new(GetVolumeGroupSnapshotResponse { group_snapshot }))
     }
 }

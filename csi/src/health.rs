@@ -1,6 +1,6 @@
-//! Health over HTTP, for kubelet's probes. Liveness is that of this process: kubelet answers its
-//! end with a restart, which mends neither the daemon nor the pool, and would take the sidecars
-//! along. Readiness is that of the pool.
+//! Health over HTTP, for kubelet's probes. Liveness reports this process alone: kubelet restarts a
+//! container whose liveness fails, and a restart would repair neither the daemon nor the pool, but
+//! interrupt the sidecars. Readiness reports the pool.
 
 use std::sync::Arc;
 
@@ -34,18 +34,18 @@ pub(crate) async fn serve(adapter: Arc<Adapter>) -> Result<()> {
     axum::serve(listener, router).await.context("health")
 }
 
-/// Whether volumes can be served now.
+/// Checks that volumes can be served now.
 ///
 /// # Errors
-/// Why not: UNAVAILABLE when the daemon does not answer, as while it starts; FAILED_PRECONDITION
-/// when its pool failed and needs a person.
+/// UNAVAILABLE: the daemon does not answer, for example while it starts; FAILED_PRECONDITION: its
+/// pool has failed and needs an operator.
 async fn ready(adapter: &Adapter) -> Result<(), Status> {
     let pool = adapter.daemon.pool().await?;
     if pool.poisoned.is_empty() {
         return Ok(());
     }
     Err(Status::failed_precondition(format!(
-        "pool {} accepts no change: {}; see to its device, then restart pandod",
+        "pool {} accepts no change: {}; check its device, then restart pandod",
         pool.path, pool.poisoned
     )))
 }

@@ -1,4 +1,4 @@
-//! The service Identity: who the driver is, what it can do, that it is alive.
+//! The service Identity: name and capabilities of the driver, and a probe.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::proto::csi::{
     GetPluginInfoResponse, PluginCapability, ProbeRequest, ProbeResponse,
 };
 
-/// Services besides the two that every driver has.
+/// Services besides Identity and Node.
 const SERVICES: [Service; 4] = [
     Service::ControllerService,
     Service::VolumeAccessibilityConstraints,
@@ -61,9 +61,9 @@ impl Identity for IdentityService {
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 
-    /// That this process answers is all that is reported. The answer to a plugin that is not ready
-    /// is a restart of it (livenessprobe), or to wait for it (the other sidecars); neither helps
-    /// when the daemon or its pool failed, which each call reports by itself.
+    /// Reports only that this process answers. If a plugin is not ready, livenessprobe restarts it
+    /// and the other sidecars wait for it. Neither helps when the daemon or its pool has failed,
+    /// which each call reports by itself.
     async fn probe(
         &self,
         _request: Request<ProbeRequest>,

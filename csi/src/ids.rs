@@ -7,34 +7,34 @@
 //!  CSI name                     name in the pool
 //!  volume pvc-1                 csi-vol-pvc-1
 //!  snapshot snap-1              csi-snap-snap-1
-//!  snapshot "m\u{e4}r z"        csi-snap_bcOkciB6          (base64url, for what is no name there)
+//!  snapshot "m\u{e4}r z"        csi-snap_bcOkciB6          (base64url, if not valid in a pool)
 //!  group g, of volume 7         csi-group-g.7
 //! ```
 //!
-//! The number is the identity in the pool's catalogue, which is never used again; with the pool's
-//! UUID it names one volume for all time, also after a pool was made anew. The node is there for
-//! people and for what routes calls to nodes; it tells a call that went to the wrong node from one
-//! about a pool that was replaced. An id is only ever compared and looked up.
+//! The number is the identity in the pool's catalogue, which is never reused. Together with the
+//! pool's UUID it names one volume for all time, even after the pool was formatted again. The node
+//! is there for people and for software that routes calls to nodes; it separates calls that went to
+//! the wrong node from calls about a pool that was replaced. Ids are only compared and looked up.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use pando_proto::v1;
 
-/// Begins the name of every volume that CSI made.
+/// Prefix of the name of every volume that CSI created.
 pub(crate) const VOLUME_PREFIX: &str = "csi-vol";
-/// Begins the name of every snapshot that CSI made for itself.
+/// Prefix of the name of every snapshot that CSI created outside of a group.
 const SNAPSHOT_PREFIX: &str = "csi-snap";
-/// Begins the name of every snapshot that CSI made in a group.
+/// Prefix of the name of every snapshot that CSI created in a group.
 pub(crate) const GROUP_PREFIX: &str = "csi-group";
-/// Begins the names of all snapshots that CSI made.
+/// Prefix of the names of all volumes and snapshots that CSI created.
 pub(crate) const ANY_PREFIX: &str = "csi-";
 
-/// Identity of a pool: its UUID as 32 hexadecimal digits.
+/// The identity of a pool: its UUID as 32 hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PoolId(String);
 
 impl PoolId {
-    /// From the usual text of a UUID.
+    /// Takes a UUID in its usual form, with hyphens.
     pub(crate) fn new(uuid: &str) -> Self {
         Self(uuid.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()).collect())
     }
@@ -50,21 +50,21 @@ impl PoolId {
     }
 }
 
-/// An id taken apart: where it is, and what its number is there.
+/// A parsed id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Id {
-    /// The node on which it was made. Its pool may have moved since.
+    /// The node on which the object was created. Its pool may have moved since.
     pub(crate) node: String,
     pub(crate) pool: PoolId,
     pub(crate) number: u64,
 }
 
-/// Takes the id of a volume or snapshot apart. What is no id of Pando is none.
+/// Parses the id of a volume or snapshot. Returns `None` for ids that Pando did not issue.
 pub(crate) fn parse(text: &str) -> Option<Id> {
     parse_with(text, "")
 }
 
-/// The same for the id of a group.
+/// Parses the id of a group.
 pub(crate) fn parse_group(text: &str) -> Option<Id> {
     parse_with(text, "g")
 }
@@ -75,14 +75,14 @@ fn parse_with(text: &str, prefix: &str) -> Option<Id> {
     let pool = parts.next()?;
     let node = parts.next()?;
     let number: u64 = digits.parse().ok()?;
-    // One text for each number: no sign, no leading zeros.
-    let plain = number.to_string() == digits;
+    // Each number has one text: no sign, no leading zeros.
+    let canonical = number.to_string() == digits;
     let uuid = pool.len() == 32 && pool.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    (plain && uuid).then(|| Id { node: node.to_owned(), pool: PoolId(pool.to_owned()), number })
+    (canonical && uuid).then(|| Id { node: node.to_owned(), pool: PoolId(pool.to_owned()), number })
 }
 
-/// A CSI name, which can be any text of 128 bytes, as part of a name in the pool: as it is, or
-/// in base64 (171 bytes), told apart by the first character.
+/// Encodes a CSI name, which can be any text of 128 bytes, as part of a name in the pool: unchanged
+/// or in base64 (171 bytes). The first character distinguishes them.
 fn encoded(name: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.chars().all(plain) {
@@ -102,7 +102,7 @@ pub(crate) fn snapshot_name(name: &str) -> String {
     format!("{SNAPSHOT_PREFIX}{}", encoded(name))
 }
 
-/// Begins the names of all members of the group that CSI calls `group`.
+/// Prefix of the names of all members of the group that CSI calls `group`.
 fn group_prefix(group: &str) -> String {
     format!("{GROUP_PREFIX}{}.", encoded(group))
 }
@@ -112,12 +112,12 @@ pub(crate) fn member_name(group: &str, source: u64) -> String {
     format!("{}{source}", group_prefix(group))
 }
 
-/// Whether CSI made this volume.
+/// Whether CSI created this volume.
 pub(crate) fn is_volume(volume: &v1::Volume) -> bool {
     !volume.snapshot && volume.name.starts_with(VOLUME_PREFIX)
 }
 
-/// Whether CSI made this snapshot.
+/// Whether CSI created this snapshot.
 pub(crate) fn is_snapshot(volume: &v1::Volume) -> bool {
     volume.snapshot && volume.name.starts_with(ANY_PREFIX)
 }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_comes_back_apart() {
+    fn an_id_is_parsed_again() {
         let node = "ip-10-0-0-1.eu.internal";
         let id = pool().id(node, 42);
         assert_eq!(id, "ip-10-0-0-1.eu.internal.0f3c00001111222233334444555566e1.42");
@@ -140,13 +140,13 @@ mod tests {
         let group = pool().group_id(node, 7);
         assert_eq!(parse_group(&group), expected(7));
         assert_eq!((parse(&group), parse_group(&id)), (None, None));
-        // The longest: a label's value, a UUID, and any number.
+        // The longest id: a node name of the maximum length, and the largest number.
         let longest = pool().group_id(&"n".repeat(63), u64::MAX);
         assert!(longest.len() <= crate::validate::TEXT_BYTES_MAX, "{}", longest.len());
     }
 
     #[test]
-    fn what_is_no_id_names_nothing() {
+    fn foreign_texts_are_not_ids() {
         let pool = "0f3c00001111222233334444555566e1";
         let texts = [
             String::new(),
@@ -169,15 +169,15 @@ mod tests {
     }
 
     #[test]
-    fn names_are_distinct_and_possible() {
+    fn names_are_distinct_and_valid() {
         let longest = "\u{10ffff}".repeat(32);
         let names = ["a", "A", "-a", ".", "_YQ", "a.7", "a b", "\u{e4}", &longest];
         let mut seen = std::collections::BTreeSet::new();
         for name in names {
-            for made in [volume_name(name), snapshot_name(name), member_name(name, u64::MAX)] {
+            for name in [volume_name(name), snapshot_name(name), member_name(name, u64::MAX)] {
                 let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-                assert!(made.chars().all(good) && made.len() <= 253, "{made}");
-                assert!(seen.insert(made.clone()), "{made} twice");
+                assert!(name.chars().all(good) && name.len() <= 253, "{name}");
+                assert!(seen.insert(name.clone()), "{name} twice");
             }
         }
         assert_ne!(member_name("a", 7), snapshot_name("a.7"));

@@ -1,4 +1,4 @@
-//! The CSI adapter: makes volumes of a Pando pool available to Kubernetes.
+//! The CSI adapter: offers volumes of a Pando pool to Kubernetes.
 //!
 //! ```text
 //!  kubelet, sidecars                                       pandod
@@ -12,13 +12,13 @@
 //!  registration, health
 //! ```
 //!
-//! The adapter keeps no state. What CSI needs to be remembered (names, sources, parameters) is in
-//! the pool's catalogue, written by the one record that makes the volume, so that a request which
-//! is repeated after a crash at any point finds what it made before.
+//! The adapter keeps no state. Names, sources and parameters are in the pool's catalogue, in the
+//! one record that creates the volume, so a request that is repeated after a crash at any point
+//! finds what it created before.
 //!
 //! * An id is looked up in the catalogue and never becomes part of a path (`ids`).
-//! * A call that finds another one at work on its object answers ABORTED (`locks`).
-//! * Errors of the daemon become CSI's by one table (`daemon`); nothing else of them passes.
+//! * A call answers ABORTED while another call works on the same object (`locks`).
+//! * One table translates the errors of the daemon to codes of CSI (`daemon`).
 
 #![deny(unsafe_code)]
 
@@ -47,13 +47,13 @@ pub use server::{init_log, run};
 
 use std::process::ExitCode;
 
-/// Whether the program is to be the guard of a file system that is frozen ([`freeze_guard`]).
+/// Whether this process was started as the guard of a frozen file system ([`freeze_guard`]).
 #[must_use]
 pub fn is_freeze_guard() -> bool {
     std::env::args_os().nth(1).is_some_and(|first| first == node::freeze::GUARD)
 }
 
-/// Holds a file system frozen as long as the adapter that started this process wants.
+/// Keeps a file system frozen until the adapter that started this process releases it.
 #[must_use]
 pub fn freeze_guard() -> ExitCode {
     node::freeze::guard()

@@ -1,5 +1,5 @@
-//! Sockets of the adapter: for their owner alone, and only root and the adapter's own user get
-//! through.
+//! The adapter's sockets. Only their owner can access them, and only connections of root and of the
+//! adapter's own user are accepted.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -14,22 +14,22 @@ use tracing::warn;
 
 use crate::authority::Lenient;
 
-/// A socket's name in the file system; gone with this.
+/// The file of a socket; removed when dropped.
 pub(crate) struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.0) {
-            warn!(path = %self.0.display(), %error, "socket is not removed");
+            warn!(path = %self.0.display(), %error, "cannot remove a socket");
         }
     }
 }
 
-/// Listens at `path`: connections of those who may. A directory that is missing is made, for its
-/// owner alone; a socket that a dead process left is replaced.
+/// Listens at `path`. Returns the connections of users that are allowed. Creates a missing
+/// directory with access for its owner only, and replaces the socket of a process that has ended.
 ///
 /// # Errors
-/// Another process listens there, or something else is there.
+/// Another process listens at `path`, or it is not a socket.
 pub(crate) fn bind(
     path: &Path,
 ) -> Result<(impl Stream<Item = io::Result<Lenient>> + use<>, SocketFile)> {
@@ -46,18 +46,18 @@ pub(crate) fn bind(
     };
     let listener = listener.with_context(context)?;
     let file = SocketFile(path.to_owned());
-    // Who connects before this is still looked at below.
+    // A peer that connects before this is still checked below.
     fs::set_permissions(path, Permissions::from_mode(0o600)).with_context(context)?;
     let own = rustix::process::geteuid().as_raw();
     let peers = UnixListenerStream::new(listener).filter(move |accepted| match accepted {
         Ok(stream) => match stream.peer_cred() {
             Ok(peer) if peer.uid() == 0 || peer.uid() == own => true,
             Ok(peer) => {
-                warn!(uid = peer.uid(), pid = peer.pid(), "connection is refused");
+                warn!(uid = peer.uid(), pid = peer.pid(), "connection refused");
                 false
             }
             Err(error) => {
-                warn!(%error, "connection is refused: its user is unknown");
+                warn!(%error, "connection refused: its user is unknown");
                 false
             }
         },
@@ -69,7 +69,7 @@ pub(crate) fn bind(
 fn remove_stale(path: &Path) -> Result<()> {
     let context = || format!("socket {}", path.display());
     if !fs::symlink_metadata(path).with_context(context)?.file_type().is_socket() {
-        bail!("socket {}: something else is there", path.display());
+        bail!("socket {}: a file that is not a socket exists there", path.display());
     }
     match std::os::unix::net::UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -85,7 +85,7 @@ mod tests {
     use tokio::net::UnixStream;
 
     #[tokio::test]
-    async fn the_socket_is_for_its_owner_alone() {
+    async fn only_the_owner_can_access_the_socket() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/csi.sock");
         let (peers, file) = bind(&path).unwrap();
@@ -110,7 +110,7 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         drop(bind(&path).unwrap());
         fs::write(&path, "precious").unwrap();
-        assert!(bind(&path).err().unwrap().to_string().contains("something else"));
+        assert!(bind(&path).err().unwrap().to_string().contains("not a socket"));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 }

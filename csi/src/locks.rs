@@ -1,5 +1,5 @@
-//! One operation at a time on each object. CSI lets a plugin answer ABORTED to a call that meets
-//! another one on the same object; callers then come again.
+//! One operation at a time on each object. CSI allows a plugin to answer ABORTED while another call
+//! works on the same object; callers then retry.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -7,11 +7,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tonic::Status;
 
-/// The objects that operations are under way on. Each is named by a key such as `volume 42`.
+/// The objects with an operation under way. Each has a key such as `volume 42`.
 #[derive(Clone, Default)]
 pub(crate) struct Locks(Arc<Mutex<HashSet<String>>>);
 
-/// An operation under way; over when dropped.
+/// An operation under way; it ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Locked {
     held: Arc<Mutex<HashSet<String>>>,
@@ -22,7 +22,7 @@ impl Locks {
     /// Begins an operation on the object `key`.
     ///
     /// # Errors
-    /// ABORTED while another one is under way.
+    /// ABORTED: another operation on it is under way.
     pub(crate) fn lock(&self, key: impl Into<String>) -> Result<Locked, Status> {
         let key = key.into();
         if !self.0.lock().insert(key.clone()) {

@@ -9,9 +9,9 @@ use anyhow::Result;
 use clap::Parser;
 use pando_csi::config::Config;
 
-/// Makes volumes of a Pando pool available to Kubernetes, by the Container Storage Interface.
+/// Offers volumes of a Pando pool to Kubernetes through the Container Storage Interface.
 ///
-/// Needs --node-id, here or in the configuration file; options override the file. Stops on
+/// Requires --node-id, here or in the configuration file; options override the file. Stops on
 /// SIGTERM, after the calls that are under way. Exit codes: 0 success, 1 failure, 2 wrong usage.
 #[derive(Debug, Parser)]
 #[command(name = "pando-csi", version, max_term_width = 100)]
@@ -19,22 +19,22 @@ struct Args {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Socket of the driver, ends in .sock; unix://PATH is the same
+    /// Socket of the driver; its name ends in .sock, and unix://PATH is accepted
     #[arg(long, value_name = "PATH", env = "CSI_ENDPOINT", value_parser = endpoint)]
     endpoint: Option<PathBuf>,
     /// Socket of pandod
     #[arg(long, value_name = "PATH")]
     daemon_socket: Option<PathBuf>,
-    /// Name of this node, as Kubernetes knows it
+    /// Name of this node in Kubernetes
     #[arg(long, value_name = "NAME")]
     node_id: Option<String>,
-    /// Name of the driver, as a StorageClass names it
+    /// Name of the driver in StorageClasses
     #[arg(long, value_name = "NAME")]
     driver_name: Option<String>,
     /// Directory in which kubelet looks for drivers
     #[arg(long, value_name = "DIR")]
     registration_dir: Option<PathBuf>,
-    /// Where kubelet finds the socket of the driver, if elsewhere
+    /// Path of the driver's socket as kubelet sees it, if different
     #[arg(long, value_name = "PATH")]
     kubelet_endpoint: Option<PathBuf>,
     /// Address of /healthz and /readyz
@@ -63,7 +63,7 @@ impl Args {
     }
 }
 
-/// A socket as a path, or in the form that CSI's supervisors use.
+/// The path of a socket, also in the URI form that the CSI specification uses.
 fn endpoint(text: &str) -> Result<PathBuf, std::convert::Infallible> {
     Ok(PathBuf::from(text.strip_prefix("unix://").unwrap_or(text)))
 }
@@ -87,14 +87,14 @@ fn run(args: Args) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    // Not an option for people: the adapter starts itself so.
+    // Not an option for people: the adapter starts itself with this argument.
     if pando_csi::is_freeze_guard() {
         return pando_csi::freeze_guard();
     }
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // If even stderr is closed there is nobody to tell.
+            // If stderr is closed the error cannot be reported.
             writeln!(std::io::stderr().lock(), "error: {error:#}").unwrap_or_default();
             ExitCode::FAILURE
         }

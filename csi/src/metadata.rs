@@ -1,6 +1,6 @@
 //! The service SnapshotMetadata: which parts of a snapshot hold data, and in which parts two
-//! snapshots of a volume differ. The engine tells both from the maps alone, so the cost is that of
-//! the differences, not that of the volume.
+//! snapshots of a volume differ. The engine compares the maps alone, so the cost depends on the
+//! size of the differences, not on that of the volume.
 
 use std::sync::Arc;
 
@@ -19,9 +19,9 @@ use crate::proto::csi::{
 };
 use crate::validate;
 
-/// Ranges in one message, if the caller does not want fewer: about 64 KiB.
+/// Maximum number of ranges in a message: about 64 KiB.
 const RANGES_MAX: usize = 4096;
-/// Messages that wait for a caller who is slow.
+/// Messages that are buffered for a slow caller.
 const WAITING_MAX: usize = 4;
 
 /// The service.
@@ -35,7 +35,7 @@ impl MetadataService {
     }
 }
 
-/// Part of a snapshot that a caller asks about, and how the answer is to be cut.
+/// The part of a snapshot that is requested, and the maximum number of ranges per message.
 struct Window {
     start_bytes: u64,
     size_bytes: u64,
@@ -50,20 +50,15 @@ impl Window {
                 "starting_offset = {starting_offset}: the snapshot has {size_bytes} bytes"
             ))
         })?;
-        let ranges_max = match usize::try_from(max_results) {
-            Ok(0) => RANGES_MAX,
-            Ok(max) => max.min(RANGES_MAX),
-            Err(_) => {
-                return Err(Status::invalid_argument(format!(
-                    "max_results = {max_results} is negative"
-                )));
-            }
+        let ranges_max = match validate::not_negative("max_results", max_results)? {
+            0 => RANGES_MAX,
+            max => max.min(RANGES_MAX),
         };
         Ok(Self { start_bytes, size_bytes, ranges_max })
     }
 
-    /// The part of a run that is asked for: it begins where the caller wants to go on, and ends
-    /// with the volume, whose last block may be cut short.
+    /// The part of an extent that is inside of the window. The last block of a volume can be longer
+    /// than what remains of the volume.
     fn cut(&self, (offset, length): (u64, u64)) -> Option<BlockMetadata> {
         let start = offset.max(self.start_bytes);
         let end = offset.saturating_add(length).min(self.size_bytes);
@@ -72,36 +67,36 @@ impl Window {
     }
 }
 
-/// Sends what `extents` tells as messages made by `message`. The first one is sent even if there is
-/// nothing to tell, for the sake of the volume's size.
-async fn tell<T>(
+/// Sends the ranges of `extents` in messages that `message` creates. At least one message is sent,
+/// because it contains the size of the volume.
+async fn send_ranges<T>(
     window: Window,
     mut extents: Extents,
     answers: mpsc::Sender<Result<T, Status>>,
     message: impl Fn(Vec<BlockMetadata>) -> T,
 ) {
     let mut ranges = Vec::new();
-    let mut told = false;
+    let mut sent = false;
     loop {
         let runs = match extents.next().await {
             Ok(Some(runs)) => runs,
             Ok(None) => break,
             Err(error) => {
-                // A caller who has gone needs no error.
+                // If the caller is gone the error has no receiver.
                 return answers.send(Err(error)).await.unwrap_or_default();
             }
         };
         for run in runs {
             ranges.extend(window.cut(run));
             if ranges.len() == window.ranges_max {
-                told = true;
+                sent = true;
                 if answers.send(Ok(message(std::mem::take(&mut ranges)))).await.is_err() {
                     return;
                 }
             }
         }
     }
-    if !told || !ranges.is_empty() {
+    if !sent || !ranges.is_empty() {
         answers.send(Ok(message(ranges))).await.unwrap_or_default();
     }
 }
@@ -121,7 +116,7 @@ impl SnapshotMetadata for MetadataService {
         let extents = self.adapter.daemon.extents(snapshot.id).await?;
         let (answers, stream) = mpsc::channel(WAITING_MAX);
         let capacity = signed(snapshot.size_bytes);
-        tokio::spawn(tell(window, extents, answers, move |block_metadata| {
+        tokio::spawn(send_ranges(window, extents, answers, move |block_metadata| {
             GetMetadataAllocatedResponse {
                 block_metadata_type: BlockMetadataType::VariableLength.into(),
                 volume_capacity_bytes: capacity,
@@ -141,10 +136,10 @@ impl SnapshotMetadata for MetadataService {
         let pool = self.adapter.pool_id().await?;
         let base = snapshots::existing(&self.adapter, &pool, &request.base_snapshot_id).await?;
         let target = snapshots::existing(&self.adapter, &pool, &request.target_snapshot_id).await?;
-        // Numbers rise with time.
+        // A newer snapshot has a higher number.
         if base.source_id != target.source_id || base.id > target.id {
             return Err(Status::invalid_argument(format!(
-                "snapshot {} is not an older one of the same volume as {}",
+                "snapshot {} is not an older snapshot of the same volume as {}",
                 base.name, target.name
             )));
         }
@@ -152,7 +147,7 @@ impl SnapshotMetadata for MetadataService {
         let extents = self.adapter.daemon.changed(base.id, target.id).await?;
         let (answers, stream) = mpsc::channel(WAITING_MAX);
         let capacity = signed(target.size_bytes);
-        tokio::spawn(tell(window, extents, answers, move |block_metadata| {
+        tokio::spawn(send_ranges(window, extents, answers, move |block_metadata| {
             GetMetadataDeltaResponse {
                 block_metadata_type: BlockMetadataType::VariableLength.into(),
                 volume_capacity_bytes: capacity,
@@ -183,7 +178,7 @@ mod tests {
         let code = |start, max| Window::new(8192, start, max).err().map(|error| error.code());
         assert_eq!(code(-1, 0), Some(tonic::Code::OutOfRange));
         assert_eq!(code(8193, 0), Some(tonic::Code::OutOfRange));
-        assert_eq!(code(8192, 0), None, "a call that had told all may go on there");
+        assert_eq!(code(8192, 0), None, "a call may continue at the end");
         assert_eq!(code(0, -1), Some(tonic::Code::InvalidArgument));
         assert_eq!(Window::new(8192, 0, 3).unwrap().ranges_max, 3);
     }

@@ -1,12 +1,12 @@
-//! Types of the interfaces, generated when the crate is built. What they mean is said in
-//! `csi/proto/`.
+//! Types of the interfaces, generated when the crate is built. The files in `csi/proto/` document
+//! them.
 
 #![expect(
     missing_docs,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     clippy::too_many_lines,
-    reason = "generated code; what it means is said in the protocol files"
+    reason = "generated code; the protocol files document it"
 )]
 
 /// Package `csi.v1`.
@@ -14,7 +14,7 @@ pub mod csi {
     tonic::include_proto!("csi.v1");
 }
 
-/// Package `pluginregistration`: how a driver makes itself known to kubelet.
+/// Package `pluginregistration`: the registration of a driver with kubelet.
 pub mod registration {
     tonic::include_proto!("pluginregistration");
 }

@@ -1,5 +1,5 @@
-//! Registration with kubelet, by its plugin watcher: kubelet finds a socket in its directory, asks
-//! it who the driver is and where, and says how it went. Kubernetes documents this under
+//! Registration with kubelet's plugin watcher: kubelet finds a socket in its directory, asks there
+//! for the name and endpoint of the driver, and reports the result. Kubernetes documents this under
 //! `k8s.io/kubelet/pkg/apis/pluginregistration`.
 
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use crate::proto::registration::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
 };
 
-/// What kubelet calls this kind of plugin.
+/// Kubelet's name for this kind of plugin.
 const PLUGIN_TYPE: &str = "CSIPlugin";
-/// Versions of CSI that kubelet can choose from; it compares the first number.
+/// The supported version of CSI; kubelet compares the major version.
 const VERSION: &str = "1.0.0";
 
 /// The service.
@@ -50,7 +50,7 @@ impl Registration for RegistrationService {
         request: Request<RegistrationStatus>,
     ) -> Result<Response<RegistrationStatusResponse>, Status> {
         let status = request.into_inner();
-        // Kubelet tries again by itself as long as the socket is there.
+        // Kubelet retries as long as the socket exists.
         if status.plugin_registered {
             info!(driver = self.adapter.config.driver_name, "registered with kubelet");
         } else {

@@ -1,8 +1,8 @@
-//! Start and end of the adapter, and what happens around every call.
+//! Start and stop of the adapter, and the handling of every call.
 //!
-//! A call that was begun goes on to its end, also when its caller has hung up: CSI knows no
-//! cancellation, a repeated call is to find things done or not done, and a file system must not be
-//! left half made because a sidecar lost its patience.
+//! A call that has begun runs to its end, even if its caller disconnects: CSI has no cancellation,
+//! a repeated call must find the work done or not done, and a timeout of a sidecar must not leave a
+//! file system half formatted.
 
 use std::convert::Infallible;
 use std::io::IsTerminal;
@@ -40,23 +40,23 @@ use crate::proto::registration::registration_server::RegistrationServer;
 use crate::registration::RegistrationService;
 use crate::{health, listen};
 
-/// Threads that handle calls; what takes long waits for the daemon or for other programs.
+/// Threads that handle calls. Long calls only wait for the daemon or for other programs.
 const THREADS: usize = 2;
-/// Calls under way on one connection; more wait.
+/// Concurrent calls on one connection; further calls wait.
 const CALLS_MAX: u32 = 256;
-/// How long calls that are under way may take at the end.
+/// Time for the calls under way to end when the adapter stops.
 const DRAIN: Duration = Duration::from_secs(30);
-/// Crates below that tell of every frame.
+/// Directives for libraries that would log every frame.
 const QUIET: &str = "h2=warn,hyper=warn,tower=warn";
 
-/// The filter that `level` asks for.
+/// Parses `log.level`.
 ///
 /// # Errors
-/// It is not a filter; with what is allowed.
+/// It is not a filter; the message lists what is allowed.
 pub(crate) fn filter(level: &str) -> Result<EnvFilter> {
     let allowed = "write error, warn, info, debug, trace or off, or a filter such as \
                    info,pando_csi=debug";
-    // `EnvFilter` takes a word that is not a level for the name of a module, the only one to log.
+    // `EnvFilter` would take a word that is not a level for the name of the only module to log.
     let mut words = level.split(',').filter(|directive| !directive.contains(['=', '[']));
     if let Some(word) = words.find(|word| word.is_empty() || word.parse::<LevelFilter>().is_err()) {
         bail!("log.level = {level:?}: {word:?} is not a level; {allowed}");
@@ -68,7 +68,7 @@ pub(crate) fn filter(level: &str) -> Result<EnvFilter> {
 /// Starts logging for the life of the process.
 ///
 /// # Errors
-/// The level is no filter, or logging was started before.
+/// The level is not a filter, or logging was started before.
 pub fn init_log(log: &Log) -> Result<()> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter(&log.level)?)
@@ -81,19 +81,19 @@ pub fn init_log(log: &Log) -> Result<()> {
     started.map_err(|error| anyhow!("logging: {error}"))
 }
 
-/// Runs the adapter until SIGTERM or SIGINT. `config` was validated.
+/// Runs the adapter until SIGTERM or SIGINT. `config` must have been validated.
 ///
 /// # Errors
-/// Why it could not start or go on.
+/// It cannot start, or one of its servers failed.
 pub fn run(config: Config) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .thread_name("csi")
         .enable_all()
         .build()
-        .context("start of the threads")?;
+        .context("cannot start the threads")?;
     let ended = runtime.block_on(serve(config));
-    // What is left are calls that did not end in time; they can be repeated.
+    // The remaining calls did not end in time; their callers can repeat them.
     runtime.shutdown_background();
     ended
 }
@@ -128,8 +128,8 @@ async fn serve(config: Config) -> Result<()> {
     let (stopping, stopped) = watch::channel(false);
     let mut csi = tokio::spawn(serve_csi(Arc::clone(&adapter), stopped.clone()));
     let mut registration = tokio::spawn(serve_registration(Arc::clone(&adapter), stopped));
-    let left = Arc::clone(&adapter);
-    tokio::spawn(async move { freeze::thaw_left(&left).await });
+    let thawing = Arc::clone(&adapter);
+    tokio::spawn(async move { freeze::thaw_left_over(&thawing).await });
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -138,10 +138,10 @@ async fn serve(config: Config) -> Result<()> {
         ended = health::serve(adapter) => ended,
     };
     info!("pando-csi is stopping");
-    // Whoever waits for it is there; if nobody is, nobody needs it.
+    // If no receiver is left there is nothing to stop, so the error is ignored.
     stopping.send(true).unwrap_or_default();
     if ended.is_ok() && tokio::time::timeout(DRAIN, csi).await.is_err() {
-        warn!("calls are cut off: they took too long");
+        warn!("calls aborted: they did not end in time");
     }
     registration.abort();
     ended
@@ -185,7 +185,7 @@ async fn end(mut stopped: watch::Receiver<bool>) {
     stopped.wait_for(|stopped| *stopped).await.map(|_| ()).unwrap_or_default();
 }
 
-/// Around every call: it goes on without its caller, and the log says how it ended.
+/// Wraps every call: it continues without its caller, and its result is logged.
 #[derive(Clone)]
 struct Calls<S>(S);
 
@@ -206,7 +206,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // The clone is not ready, this one is.
+        // `poll_ready` made this service ready, not its clone.
         let clone = self.0.clone();
         let mut ready = std::mem::replace(&mut self.0, clone);
         let call = tokio::spawn(async move {
@@ -220,14 +220,14 @@ where
         });
         Box::pin(async move {
             call.await.unwrap_or_else(|error| {
-                tracing::error!(%error, "a call failed; this is a bug of pando-csi");
-                Ok(Status::internal("a bug of pando-csi, its log says more").into_http())
+                tracing::error!(%error, "a call panicked: this is a bug of pando-csi");
+                Ok(Status::internal("a bug of pando-csi; its log has details").into_http())
             })
         })
     }
 }
 
-/// Says how a call ended: name, time, code. Never what was in it, which can be secret.
+/// Logs the result of a call: name, time, code. Requests are not logged, they can contain secrets.
 fn log_call(path: &str, took: Duration, response: &Response<Body>) {
     let call = path.rsplit('/').next().unwrap_or(path);
     let ms = took.as_millis();
@@ -244,7 +244,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     #[tokio::test]
-    async fn a_call_goes_on_without_its_caller() {
+    async fn a_call_continues_without_its_caller() {
         let (done, ended) = oneshot::channel();
         let done = Arc::new(parking_lot::Mutex::new(Some(done)));
         let slow = tower::service_fn(move |_: Request<Body>| {
@@ -256,11 +256,11 @@ mod tests {
             }
         });
         drop(Calls(slow).call(Request::new(Body::empty())));
-        ended.await.expect("the call has not come to its end");
+        ended.await.expect("the call did not run to its end");
     }
 
     #[tokio::test]
-    async fn a_bug_is_an_answer() {
+    async fn a_panic_is_answered_with_an_error() {
         let broken = tower::service_fn(|_: Request<Body>| async move {
             assert_eq!(1, 2, "a bug, on purpose");
             Ok::<_, Infallible>(Response::new(Body::empty()))

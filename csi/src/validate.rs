@@ -1,30 +1,60 @@
-//! The bounds that the CSI specification sets on every request ("Size Limits"), and on sizes.
-//! Whether an object exists is not asked here: required fields come first, then existence, then
-//! the rest.
+//! The limits that the CSI specification sets for every request ("Size Limits"), and the limits of
+//! sizes. Calls check required fields first, then whether the object exists, then the rest; nothing
+//! here looks up an object.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use tonic::Status;
 
-/// Bytes of a text in a request.
+/// Maximum length of a text in bytes.
 pub(crate) const TEXT_BYTES_MAX: usize = 128;
-/// Bytes of a map in a request, keys and values together.
+/// Maximum length of a map in bytes, keys and values together.
 const MAP_BYTES_MAX: usize = 4096;
-/// Bytes of a list of texts in a request.
+/// Maximum length of a list of texts in bytes.
 const LIST_BYTES_MAX: usize = 4096;
-/// Sizes that a volume can have: 4 KiB to 64 TiB.
+/// Valid sizes of a volume: 4 KiB to 64 TiB.
 pub(crate) const SIZES: RangeInclusive<u64> = 4096..=64 << 40;
-/// Sizes are multiples of this: the smallest sector.
+/// Sizes are multiples of the smallest sector.
 pub(crate) const SIZE_UNIT: u64 = 512;
 
-/// Checks a text that must be there, such as an id.
+/// The error for a required field that is missing.
+pub(crate) fn missing(field: &str) -> Status {
+    Status::invalid_argument(format!("{field} is missing"))
+}
+
+/// Checks the length of a field.
+///
+/// # Errors
+/// INVALID_ARGUMENT, naming the field.
+pub(crate) fn length(field: &str, bytes: usize, max: usize) -> Result<(), Status> {
+    if bytes > max {
+        let text = format!("{field} has {bytes} bytes, the limit is {max}");
+        return Err(Status::invalid_argument(text));
+    }
+    Ok(())
+}
+
+/// Converts a number that must not be negative.
+///
+/// # Errors
+/// INVALID_ARGUMENT, naming the field.
+pub(crate) fn not_negative<S, U>(field: &str, number: S) -> Result<U, Status>
+where
+    S: Copy + std::fmt::Display,
+    U: TryFrom<S>,
+{
+    let negative = |_| Status::invalid_argument(format!("{field} = {number} is negative"));
+    U::try_from(number).map_err(negative)
+}
+
+/// Checks a required text, such as an id.
 ///
 /// # Errors
 /// INVALID_ARGUMENT, naming the field.
 pub(crate) fn required(field: &str, text: &str) -> Result<(), Status> {
     if text.is_empty() {
-        return Err(Status::invalid_argument(format!("{field} is missing")));
+        return Err(missing(field));
     }
     optional(field, text)
 }
@@ -34,16 +64,10 @@ pub(crate) fn required(field: &str, text: &str) -> Result<(), Status> {
 /// # Errors
 /// INVALID_ARGUMENT, naming the field.
 pub(crate) fn optional(field: &str, text: &str) -> Result<(), Status> {
-    if text.len() > TEXT_BYTES_MAX {
-        return Err(Status::invalid_argument(format!(
-            "{field} has {} bytes, at most {TEXT_BYTES_MAX} are possible",
-            text.len()
-        )));
-    }
-    Ok(())
+    length(field, text.len(), TEXT_BYTES_MAX)
 }
 
-/// Checks the name of an object that is to be made.
+/// Checks the name of a new object.
 ///
 /// # Errors
 /// INVALID_ARGUMENT, naming the field.
@@ -61,12 +85,7 @@ pub(crate) fn name(field: &str, text: &str) -> Result<(), Status> {
 /// INVALID_ARGUMENT, naming the field.
 pub(crate) fn map(field: &str, map: &BTreeMap<String, String>) -> Result<(), Status> {
     let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
-    if bytes > MAP_BYTES_MAX {
-        return Err(Status::invalid_argument(format!(
-            "{field} has {bytes} bytes, at most {MAP_BYTES_MAX} are possible"
-        )));
-    }
-    Ok(())
+    length(field, bytes, MAP_BYTES_MAX)
 }
 
 /// Checks the size of a list of texts.
@@ -75,12 +94,7 @@ pub(crate) fn map(field: &str, map: &BTreeMap<String, String>) -> Result<(), Sta
 /// INVALID_ARGUMENT, naming the field.
 pub(crate) fn list(field: &str, texts: &[String]) -> Result<(), Status> {
     let bytes: usize = texts.iter().map(String::len).sum();
-    if bytes > LIST_BYTES_MAX {
-        return Err(Status::invalid_argument(format!(
-            "{field} has {bytes} bytes, at most {LIST_BYTES_MAX} are possible"
-        )));
-    }
-    Ok(())
+    length(field, bytes, LIST_BYTES_MAX)
 }
 
 #[cfg(test)]
@@ -88,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bounds_hold_and_are_named() {
+    fn limits_hold_and_errors_name_the_field() {
         required("id", &"x".repeat(128)).unwrap();
         assert!(required("id", "").unwrap_err().message().contains("id is missing"));
         assert!(required("id", &"x".repeat(129)).unwrap_err().message().contains("129"));

@@ -1,17 +1,17 @@
-//! How much can be given: one rule, by which GetCapacity answers and CreateVolume refuses, so that
-//! the scheduler is not sent to a node that then has no room.
+//! The capacity of a node. GetCapacity and CreateVolume apply the same rule, so that the scheduler
+//! does not choose a node on which the creation then fails.
 //!
 //! ```text
-//!  available     what new data may take in the pool now, as the engine admits writes: 0 in a pool
-//!                that is full or accepts no change
-//!  reservation   of the class: bytes that the volume is promised, which must all be there
+//!  available     bytes that the engine admits for new data now: 0 in a pool that is full or
+//!                accepts no change
+//!  reservation   of the class: bytes that are reserved for the volume; all must be available
 //!
 //!  largest = reservation + (available - reservation) * overcommit
 //! ```
 //!
-//! The sizes of the volumes that exist do not count: a thin volume takes what was written to it, and
-//! that is not available any more. A copy takes nothing when it is made, and only the node of its
-//! source can make it: it is never refused for its size.
+//! The sizes of existing volumes do not count: a thin volume uses the space of its written data,
+//! which is no longer available. A copy uses no space when it is created, and only the node of its
+//! source can create it, so it is never refused for its size.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ use crate::proto::csi::volume_capability::AccessType;
 use crate::proto::csi::{GetCapacityRequest, GetCapacityResponse};
 use crate::validate::{SIZE_UNIT, SIZES};
 
-/// The largest volume that can be made now; 0 if none can.
+/// Size of the largest volume that can be created now; 0 if none can.
 fn largest(pool: &v1::Pool, overcommit: u64, reservation_bytes: u64) -> u64 {
     let Some(shared) = pool.available_bytes.checked_sub(reservation_bytes) else { return 0 };
     let most = shared.saturating_mul(overcommit).saturating_add(reservation_bytes);
@@ -33,10 +33,10 @@ fn largest(pool: &v1::Pool, overcommit: u64, reservation_bytes: u64) -> u64 {
     most - most % SIZE_UNIT
 }
 
-/// Checks that a volume that is no copy can be given.
+/// Checks that there is room for a new volume without a source.
 ///
 /// # Errors
-/// RESOURCE_EXHAUSTED, with which the provisioner lets the scheduler choose another node.
+/// RESOURCE_EXHAUSTED, after which the provisioner lets the scheduler choose another node.
 pub(super) fn check(
     adapter: &Adapter,
     pool: &v1::Pool,
@@ -50,9 +50,9 @@ pub(super) fn check(
     }
     let node = &adapter.config.node_id;
     let why = match (pool.poisoned.as_str(), reservation) {
-        ("", 0) => format!("it can give {largest} bytes, {} are available", pool.available_bytes),
+        ("", 0) => format!("the limit is {largest} bytes, {} are available", pool.available_bytes),
         ("", reservation) => format!(
-            "it can give {largest} bytes with a reservation of {reservation}, {} are available",
+            "the limit is {largest} bytes with a reservation of {reservation}, {} are available",
             pool.available_bytes
         ),
         (reason, _) => format!("its pool accepts no change: {reason}"),
@@ -62,34 +62,38 @@ pub(super) fn check(
     )))
 }
 
-/// GetCapacity. An error would leave in place what was published before, so that claims go on being
-/// sent to a node that can give nothing. Wrong parameters make no difference: of a class without
-/// capacity the scheduler reports that no node has room, but CreateVolume what is wrong with it.
+/// GetCapacity. If the daemon does not answer, the capacity is 0: after an error the capacity that
+/// was published before would remain, and the scheduler would choose a node that cannot create
+/// volumes. Wrong parameters of a class are ignored: CreateVolume reports what is wrong with them,
+/// while for a class without capacity the scheduler would only report that no node has room.
 pub(super) async fn get(
     adapter: &Adapter,
     request: GetCapacityRequest,
 ) -> Result<GetCapacityResponse, Status> {
     let place = request.accessible_topology.as_ref();
     let elsewhere = place.is_some_and(|place| *place != adapter.topology());
-    let possible = requirement::possible(&request.volume_capabilities);
+    let supported = requirement::modes_supported(&request.volume_capabilities);
     let class = Parameters::parse(&request.parameters, &BTreeMap::new()).unwrap_or_default();
     let smallest = smallest(&request, &class);
     let pool = match adapter.daemon.pool().await {
         Err(error) if error.code() == Code::Unavailable => {
-            tracing::warn!(error = error.message(), "publishes no capacity");
+            tracing::warn!(
+                error = error.message(),
+                "publishing no capacity: pandod does not answer"
+            );
             v1::Pool::default()
         }
         pool => pool?,
     };
     let reservation = class.limits.reservation_bytes.unwrap_or_default();
-    let largest = match elsewhere || !possible {
+    let largest = match elsewhere || !supported {
         true => 0,
         false => largest(&pool, adapter.config.overcommit, reservation),
     };
     let largest = if largest < smallest { 0 } else { largest };
     Ok(GetCapacityResponse {
         available_capacity: signed(largest),
-        // The scheduler compares with this alone if it is there.
+        // If this is set, the scheduler compares with it alone.
         maximum_volume_size: Some(signed(largest)),
         minimum_volume_size: Some(signed(smallest)),
     })
@@ -117,16 +121,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_reserved_counts_once_and_the_rest_several_times() {
+    fn overcommit_applies_to_space_that_is_not_reserved() {
         let pool = |available_bytes| v1::Pool { available_bytes, ..v1::Pool::default() };
         assert_eq!(largest(&pool(0), 10, 0), 0);
         assert_eq!(largest(&pool(4096), 10, 0), 40_960);
         assert_eq!(largest(&pool(4096), 1, 0), 4096);
         assert_eq!(largest(&pool(8192), 10, 4096), 4096 + 40_960);
         assert_eq!(largest(&pool(8192), 10, 8192), 8192);
-        assert_eq!(largest(&pool(8192), 10, 8193), 0, "the reservation cannot be given");
+        assert_eq!(largest(&pool(8192), 10, 8193), 0, "the reservation does not fit");
         assert_eq!(largest(&pool(8192), 1, 100), 8192, "a multiple of a sector");
         assert_eq!(largest(&pool(8192), 10, 100), 81_020 / 512 * 512);
-        assert_eq!(largest(&pool(u64::MAX), 1000, 0), 64 << 40, "the largest that there is");
+        assert_eq!(largest(&pool(u64::MAX), 1000, 0), 64 << 40, "the largest volume");
     }
 }

@@ -1,12 +1,12 @@
-//! Copies of what is mounted: crash-consistent by themselves, clean if the file systems are frozen
-//! while the copies are made.
+//! Clones and snapshots of mounted volumes. Copies are crash-consistent by themselves; they are
+//! clean if the file systems are frozen while the copies are created.
 //!
 //! ```text
 //!  freeze -- copy, labelled "unproven" -- thaw -- was it frozen all the time? -- label off
 //! ```
 //!
-//! A copy with that label was promised to nobody: its caller has had no answer. Whatever kills
-//! adapter or daemon in between, the call that comes again deletes it and makes another.
+//! The caller has got no answer about a copy with that label. If adapter or daemon are killed in
+//! between, the repeated call deletes the copy and creates another.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -17,30 +17,33 @@ use pando_proto::v1::volume_ref::By;
 use tonic::Status;
 
 use crate::adapter::Adapter;
-use crate::daemon::{by_name, by_number};
+use crate::daemon::{by_name, by_number, present};
 use crate::labels;
 use crate::locks::Locked;
 use crate::node::{freeze, set_label};
 
-/// What makes the copies.
+/// The future that creates the copies.
 type Work<'a> = Pin<Box<dyn Future<Output = Result<Vec<v1::Volume>, Status>> + Send + 'a>>;
 
-/// Whether a volume was made to be frozen while it is copied.
-pub(crate) fn wanted(volume: &v1::Volume) -> bool {
+/// Whether the file system of a volume must be frozen while the volume is copied.
+pub(crate) fn is_wanted(volume: &v1::Volume) -> bool {
     volume.labels.get(labels::FREEZE).is_some_and(|value| value == labels::TRUE)
 }
 
-/// Whether it is unknown if a copy is clean, as it was to be.
-pub(crate) fn unproven(copy: &v1::Volume) -> bool {
+/// Whether a copy must be clean, but has not been proven to be.
+pub(crate) fn is_unproven(copy: &v1::Volume) -> bool {
     copy.labels.get(labels::UNPROVEN).is_some_and(|value| value == labels::TRUE)
 }
 
-/// The volume or snapshot of this name that a call has made before. One that is unproven is
-/// deleted, and so is none.
-pub(crate) async fn made(adapter: &Adapter, name: &str) -> Result<Option<v1::Volume>, Status> {
+/// The volume or snapshot with this name that an earlier call created. An unproven one is deleted,
+/// and `None` is returned.
+pub(crate) async fn created_before(
+    adapter: &Adapter,
+    name: &str,
+) -> Result<Option<v1::Volume>, Status> {
     match adapter.daemon.find(by_name(name)).await? {
-        Some((copy, _)) if unproven(&copy) => {
-            tracing::warn!(copy = copy.name, "deletes what was to be clean and may not be");
+        Some((copy, _)) if is_unproven(&copy) => {
+            tracing::warn!(copy = copy.name, "deleting a copy that may not be clean");
             adapter.daemon.delete(copy.id).await?;
             Ok(None)
         }
@@ -48,12 +51,12 @@ pub(crate) async fn made(adapter: &Adapter, name: &str) -> Result<Option<v1::Vol
     }
 }
 
-/// Makes volumes or snapshots at one instant, while the file systems that are mounted from
-/// `sources` are frozen. If one of them did not stay so, what was made is deleted.
+/// Creates volumes or snapshots at one instant, while the file systems that are mounted from
+/// `sources` are frozen. If one of them did not stay frozen, the copies are deleted.
 ///
 /// # Errors
-/// What the daemon says, or that something cannot be frozen; ABORTED while a source is staged.
-pub(crate) async fn make(
+/// Errors of the daemon; a file system cannot be frozen; ABORTED: a source is being staged.
+pub(crate) async fn create(
     adapter: &Adapter,
     sources: &[u64],
     mut requests: Vec<v1::CreateVolumeRequest>,
@@ -62,51 +65,51 @@ pub(crate) async fn make(
     let mut devices = Vec::new();
     for source in sources {
         let Some((_, Some(_))) = adapter.daemon.find(by_number(*source)).await? else { continue };
-        // From here on nobody mounts or unmounts it.
+        // Under the lock no other call mounts or unmounts it.
         held.insert(*source, adapter.lock_volume(*source)?);
         let found = adapter.daemon.find(by_number(*source)).await?;
         devices.extend(found.and_then(|(_, device)| device));
     }
     mark_unformatted(adapter, &mut requests, &mut held).await?;
     if devices.is_empty() {
-        return create(adapter, requests).await;
+        return send(adapter, requests).await;
     }
     for request in &mut requests {
         request.labels.insert(labels::UNPROVEN.to_owned(), labels::TRUE.to_owned());
-        // An equal one was made at another time, when nothing was frozen.
+        // An existing one was created at another time, when nothing was frozen.
         request.must_be_new = true;
     }
     let names: Vec<_> = requests.iter().map(|request| request.name.clone()).collect();
     let refused = AtomicBool::new(false);
     let work = async {
-        let made = create(adapter, requests).await;
-        refused.store(made.is_err(), Ordering::Relaxed);
-        made
+        let created = send(adapter, requests).await;
+        refused.store(created.is_err(), Ordering::Relaxed);
+        created
     };
-    let made = all(adapter, &devices, Box::pin(work)).await;
-    match &made {
+    let created = while_all_frozen(adapter, &devices, Box::pin(work)).await;
+    match &created {
         Ok(copies) => {
             for copy in copies {
                 set_label(adapter, copy.id, labels::UNPROVEN, "").await?;
             }
         }
-        // What the daemon refused to make was not made; of these names there may be others'.
+        // The daemon created nothing; objects of these names are not of this call.
         Err(_) if refused.load(Ordering::Relaxed) => {}
         Err(_) => {
             for name in names {
-                self::made(adapter, &name).await?;
+                created_before(adapter, &name).await?;
             }
         }
     }
-    made
+    created
 }
 
-/// Keeps the node from formatting the sources while they are copied: a copy of half a file system
-/// could neither be mounted nor formatted. A format that was interrupted has left a mark, which the
-/// copies get as well.
+/// Locks sources that the node may be about to format, because a copy of a partly formatted volume
+/// could neither be mounted nor formatted. An interrupted format leaves a label, which the copies
+/// get as well.
 ///
 /// # Errors
-/// ABORTED while a source is staged; what the daemon says.
+/// ABORTED: a source is being staged; errors of the daemon.
 async fn mark_unformatted(
     adapter: &Adapter,
     requests: &mut [v1::CreateVolumeRequest],
@@ -124,10 +127,10 @@ async fn mark_unformatted(
             continue;
         };
         let mut found = adapter.daemon.find(by_number(*source)).await?;
-        let changes = found.as_ref().is_some_and(|(volume, _)| {
+        let may_be_formatted = found.as_ref().is_some_and(|(volume, _)| {
             !volume.snapshot && !raw(volume) && (volume.mapped_bytes == 0 || formatting(volume))
         });
-        if changes {
+        if may_be_formatted {
             if !held.contains_key(source) {
                 held.insert(*source, adapter.lock_volume(*source)?);
             }
@@ -140,20 +143,19 @@ async fn mark_unformatted(
     Ok(())
 }
 
-/// [`make`] for one volume or snapshot.
+/// [`create`] for one volume or snapshot.
 ///
 /// # Errors
-/// As those of [`make`].
-pub(crate) async fn make_one(
+/// As [`create`].
+pub(crate) async fn create_one(
     adapter: &Adapter,
     source: Option<u64>,
     request: v1::CreateVolumeRequest,
 ) -> Result<v1::Volume, Status> {
-    let mut made = make(adapter, source.as_slice(), vec![request]).await?;
-    made.pop().ok_or_else(|| Status::internal("pandod answers without saying anything"))
+    present(create(adapter, source.as_slice(), vec![request]).await?.pop())
 }
 
-async fn create(
+async fn send(
     adapter: &Adapter,
     mut requests: Vec<v1::CreateVolumeRequest>,
 ) -> Result<Vec<v1::Volume>, Status> {
@@ -166,12 +168,16 @@ async fn create(
     }
 }
 
-/// Freezes the first, then the others, then works.
-fn all<'a>(adapter: &'a Adapter, devices: &'a [v1::Attachment], work: Work<'a>) -> Work<'a> {
+/// Freezes the file systems one after another, then does the work.
+fn while_all_frozen<'a>(
+    adapter: &'a Adapter,
+    devices: &'a [v1::Attachment],
+    work: Work<'a>,
+) -> Work<'a> {
     match devices {
         [] => work,
         [first, rest @ ..] => {
-            let inner = all(adapter, rest, work);
+            let inner = while_all_frozen(adapter, rest, work);
             Box::pin(async move { freeze::frozen(adapter, first, inner).await? })
         }
     }

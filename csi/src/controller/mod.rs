@@ -1,5 +1,5 @@
-//! The service Controller: makes, lists and changes volumes and snapshots. Each call is one record
-//! in the pool's journal at most, so that it has happened as a whole or not at all.
+//! The service Controller: creates, lists, changes and deletes volumes and snapshots. Each call
+//! writes at most one record to the pool's journal, so it happens as a whole or not at all.
 
 mod capacity;
 pub(crate) mod frozen;
@@ -28,8 +28,9 @@ use crate::proto::csi::{
     ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse,
     ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse,
 };
+use crate::validate;
 
-/// What the controller can do. Growing is left out where the nodes do it alone.
+/// Capabilities of the controller. `ExpandVolume` is omitted where only the nodes grow volumes.
 const CAPABILITIES: [Capability; 11] = [
     Capability::CreateDeleteVolume,
     Capability::CloneVolume,
@@ -44,8 +45,8 @@ const CAPABILITIES: [Capability; 11] = [
     Capability::SingleNodeMultiWriter,
 ];
 
-/// Entries in one answer to a list. With the longest ids they are 1 MiB, a quarter of what gRPC
-/// takes; a list that goes on has a token.
+/// Maximum number of entries in a page of a list. With the longest ids they take 1 MiB, a quarter
+/// of the message limit of gRPC. Further pages need a token.
 const PAGE_MAX: u32 = 2048;
 
 /// The service.
@@ -59,21 +60,20 @@ impl ControllerService {
     }
 }
 
-/// Entries that an answer to a list may have.
+/// The maximum number of entries in a page.
 fn page(max_entries: i32) -> Result<u32, Status> {
-    match u32::try_from(max_entries) {
-        Ok(0) => Ok(PAGE_MAX),
-        Ok(entries) => Ok(entries.min(PAGE_MAX)),
-        Err(_) => Err(Status::invalid_argument(format!("max_entries = {max_entries} is negative"))),
+    match validate::not_negative("max_entries", max_entries)? {
+        0 => Ok(PAGE_MAX),
+        entries => Ok(PAGE_MAX.min(entries)),
     }
 }
 
-/// Sizes as CSI has them. None of Pando's comes near the bound.
+/// Converts a size to the signed type of CSI. Sizes of Pando are far below its maximum.
 pub(crate) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// The labels that a volume was made with, apart from those that say nothing about the request.
+/// Whether two volumes have the same labels, apart from labels that are not part of a request.
 fn same_request(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> bool {
     parameters::COMPARED.iter().all(|key| old.get(*key) == new.get(*key))
 }

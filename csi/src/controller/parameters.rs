@@ -1,16 +1,17 @@
-//! What a StorageClass, a VolumeAttributesClass or a snapshot class can say.
+//! The parameters of StorageClasses, VolumeAttributesClasses and snapshot classes.
 //!
 //! | parameter | values | mutable |
 //! |---|---|---|
 //! | `fsType` | `ext4` (default), `xfs`, `btrfs` | |
-//! | `mkfsOptions` | arguments of mkfs, separated by blanks | |
+//! | `mkfsOptions` | arguments of mkfs, separated by spaces | |
 //! | `deviceKind` | `auto` (default), `ublk`, `nbd`, `loop` | |
 //! | `freeze` | `true`, `false` (default) | |
-//! | `growthLimit`, `reservation` | bytes, as `10Gi`; 0 is none | yes |
-//! | `iopsLimit` | requests in a second; 0 is none | yes |
-//! | `bandwidthLimit` | bytes in a second, as `100Mi`; 0 is none | yes |
+//! | `growthLimit`, `reservation` | bytes, such as `10Gi`; 0: none | yes |
+//! | `iopsLimit` | requests per second; 0: none | yes |
+//! | `bandwidthLimit` | bytes per second, such as `100Mi`; 0: none | yes |
 //!
-//! Keys of `csi.storage.k8s.io/` are Kubernetes' own: they say for whom something is made.
+//! Keys with the prefix `csi.storage.k8s.io/` belong to Kubernetes: they name the claim or
+//! snapshot.
 
 use std::collections::BTreeMap;
 
@@ -18,24 +19,26 @@ use bytesize::ByteSize;
 use tonic::Status;
 
 use crate::labels;
-use crate::node::Kind;
+use crate::node::{Kind, format_options};
+use crate::validate;
 
-/// Begins the keys that the sidecars of Kubernetes add.
+/// Prefix of the keys that the sidecars of Kubernetes add.
 const SIDECARS: &str = "csi.storage.k8s.io/";
 /// File system of a class that names none.
 pub(super) const DEFAULT_KIND: Kind = Kind::Ext4;
-/// Where a class names the file system for the provisioner, which puts it into the capability. Only
-/// GetCapacity is called with it.
+/// Key with which a class names the file system for the provisioner, which copies it to the
+/// capability. Only GetCapacity gets this key.
 const CAPABILITY_KIND: &str = "csi.storage.k8s.io/fstype";
 /// Kinds of devices; the first is the default.
 const DEVICE_KINDS: [&str; 4] = ["auto", "ublk", "nbd", "loop"];
-/// Bytes of arguments for mkfs: with its key they must fit into a label.
+/// Maximum length of the arguments for mkfs in bytes: with the key they must fit into a label.
 const MKFS_BYTES_MAX: usize = 400;
 
-/// A request's parameters by their names in the request.
+/// Parameters of a request.
 type Map = BTreeMap<String, String>;
 
-/// Limits of a volume that can be changed while it is in use. None: nothing was said.
+/// Limits of a volume, which can be changed while it is in use. `None`: the request does not
+/// contain it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) growth_bytes: Option<u64>,
@@ -45,15 +48,15 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// Takes one parameter, if it is one of these.
-    fn take(&mut self, key: &str, value: &str) -> Result<bool, Status> {
+    /// Sets one limit. Returns `false` if the parameter is not a limit.
+    fn set(&mut self, key: &str, value: &str) -> Result<bool, Status> {
         match key {
             "growthLimit" => self.growth_bytes = Some(bytes(key, value)?),
             "reservation" => self.reservation_bytes = Some(bytes(key, value)?),
             "bandwidthLimit" => self.bandwidth_bytes = Some(bytes(key, value)?),
             "iopsLimit" => {
                 let number = value.parse();
-                self.iops = Some(number.map_err(|_| refused(key, value, "a number"))?);
+                self.iops = Some(number.map_err(|_| refused(key, value, "be a number"))?);
             }
             _ => return Ok(false),
         }
@@ -67,14 +70,14 @@ impl Limits {
     pub(super) fn parse(mutable: &Map) -> Result<Self, Status> {
         let mut limits = Self::default();
         for (key, value) in mutable {
-            if !limits.take(key, value)? {
+            if !limits.set(key, value)? {
                 return Err(unknown(key, "growthLimit, reservation, iopsLimit, bandwidthLimit"));
             }
         }
         Ok(limits)
     }
 
-    /// As one text, to be compared with what was asked for the first time.
+    /// One text for all limits, to compare a repeated request with the first one.
     fn label(self) -> Option<String> {
         (self != Self::default()).then(|| {
             let shown = |value: Option<u64>| value.unwrap_or_default();
@@ -89,53 +92,57 @@ impl Limits {
     }
 }
 
-/// What a StorageClass says.
+/// The parameters of a StorageClass.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Parameters {
-    /// File system that was asked for, if one was.
+    /// The file system, if the class names one.
     kind: Option<Kind>,
     mkfs_options: Option<String>,
     device_kind: Option<String>,
-    /// Freeze the mounted source while the clone is made.
+    /// Freeze the mounted source while the clone is created.
     pub(super) freeze: bool,
     pub(super) limits: Limits,
-    /// Namespace and name of the claim, if the sidecar said so.
+    /// Namespace and name of the claim, if the sidecar adds them.
     claim: Option<String>,
 }
 
 impl Parameters {
-    /// Reads the parameters; what is mutable wins over what is not.
+    /// Parses the parameters. Mutable ones override the others.
     ///
     /// # Errors
     /// INVALID_ARGUMENT, naming the parameter.
     pub(super) fn parse(parameters: &Map, mutable: &Map) -> Result<Self, Status> {
         let mut parsed = Self::default();
         for (key, value) in parameters {
-            parsed.take(key, value)?;
+            parsed.set(key, value)?;
         }
         parsed.claim = claim(parameters);
-        // Those of the volume's attributes are refused by themselves first.
+        // First on their own, so that a parameter that is not mutable is refused.
         Limits::parse(mutable)?;
         for (key, value) in mutable {
-            parsed.limits.take(key, value)?;
+            parsed.limits.set(key, value)?;
         }
         Ok(parsed)
     }
 
-    fn take(&mut self, key: &str, value: &str) -> Result<(), Status> {
+    fn set(&mut self, key: &str, value: &str) -> Result<(), Status> {
         match key {
-            "fsType" => self.kind = Some(fs_type(value)?),
+            "fsType" => self.kind = Some(Kind::parse("parameter fsType", value)?),
             "mkfsOptions" => self.mkfs_options = mkfs_options(value)?,
             "deviceKind" => {
                 if !DEVICE_KINDS.contains(&value) {
-                    return Err(refused(key, value, &DEVICE_KINDS.join(", ")));
+                    return Err(refused(
+                        key,
+                        value,
+                        &format!("be one of {}", DEVICE_KINDS.join(", ")),
+                    ));
                 }
                 self.device_kind = (value != DEVICE_KINDS[0]).then(|| value.to_owned());
             }
             "freeze" => self.freeze = freeze(value)?,
             _ if key.starts_with(SIDECARS) => {}
             _ => {
-                if !self.limits.take(key, value)? {
+                if !self.limits.set(key, value)? {
                     return Err(unknown(
                         key,
                         "fsType, mkfsOptions, deviceKind, freeze, growthLimit, reservation, \
@@ -147,54 +154,55 @@ impl Parameters {
         Ok(())
     }
 
-    /// The file system that parameter and capabilities ask for; none if neither names one.
-    /// `asked` is what the capabilities name, empty for any.
+    /// The file system that the class and the capabilities of a request name; `None` if neither
+    /// does. `fs_type` is that of the capabilities, or empty.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT: there is no such file system, or the two contradict each other.
-    pub(super) fn kind(&self, asked: &str) -> Result<Option<Kind>, Status> {
-        let asked = Some(asked).filter(|asked| !asked.is_empty()).map(fs_type).transpose()?;
-        match (self.kind, asked) {
-            (Some(one), Some(other)) if one != other => Err(Status::invalid_argument(format!(
-                "parameter fsType = {one}, but the capability asks for {other}"
-            ))),
-            (one, other) => Ok(one.or(other)),
+    /// INVALID_ARGUMENT: an unknown file system, or two different ones.
+    pub(super) fn kind(&self, fs_type: &str) -> Result<Option<Kind>, Status> {
+        let requested = Kind::requested("fs_type", fs_type)?;
+        match (self.kind, requested) {
+            (Some(class), Some(requested)) if class != requested => Err(Status::invalid_argument(
+                format!("parameter fsType = {class}, but the capability asks for {requested}"),
+            )),
+            (class, requested) => Ok(class.or(requested)),
         }
     }
 
-    /// The same for a class alone, without the capabilities of a claim.
+    /// The file system of a class alone, without the capabilities of a claim.
     pub(super) fn kind_of_class(&self, parameters: &Map) -> Kind {
         let named = parameters.get(CAPABILITY_KIND).and_then(|name| Kind::named(name));
         self.kind.or(named).unwrap_or(DEFAULT_KIND)
     }
 
-    /// What the catalogue is to remember, beside the file system. `mounted`: the volume is not a
+    /// The labels of a new volume, without that of its file system. `mounted`: the volume is not a
     /// block device.
     pub(super) fn labels(&self, mounted: bool) -> Map {
-        let mut kept = Map::new();
-        let mut keep = |key: &str, value: Option<String>| {
-            kept.extend(value.map(|value| (key.to_owned(), value)));
+        let mut labels = Map::new();
+        let mut add = |key: &str, value: Option<String>| {
+            labels.extend(value.map(|value| (key.to_owned(), value)));
         };
         let access = if mounted {
-            keep(labels::MKFS_OPTIONS, self.mkfs_options.clone());
+            add(labels::MKFS_OPTIONS, self.mkfs_options.clone());
             labels::ACCESS_MOUNT
         } else {
             labels::ACCESS_BLOCK
         };
-        keep(labels::ACCESS, Some(access.to_owned()));
-        keep(labels::DEVICE_KIND, self.device_kind.clone());
-        keep(labels::FREEZE, self.freeze.then(|| labels::TRUE.to_owned()));
-        keep(labels::LIMITS, self.limits.label());
-        keep(labels::CLAIM, self.claim.clone());
-        kept
+        add(labels::ACCESS, Some(access.to_owned()));
+        add(labels::DEVICE_KIND, self.device_kind.clone());
+        add(labels::FREEZE, self.freeze.then(|| labels::TRUE.to_owned()));
+        add(labels::LIMITS, self.limits.label());
+        add(labels::CLAIM, self.claim.clone());
+        labels
     }
 }
 
-/// What a class of snapshots says: whether the mounted source is frozen meanwhile.
+/// Parses the parameters of a snapshot class: whether the mounted source is frozen while the
+/// snapshot is created.
 ///
 /// # Errors
 /// INVALID_ARGUMENT, naming the parameter.
-pub(crate) fn snapshot(parameters: &Map) -> Result<bool, Status> {
+pub(crate) fn snapshot_freeze(parameters: &Map) -> Result<bool, Status> {
     let mut frozen = false;
     for (key, value) in parameters {
         match key.as_str() {
@@ -206,8 +214,8 @@ pub(crate) fn snapshot(parameters: &Map) -> Result<bool, Status> {
     Ok(frozen)
 }
 
-/// Labels that an equal request has; the claim is only there for people, and a copy may be asked
-/// for without naming its file system.
+/// Labels that are equal if two requests are equal. The claim is only information for people, and a
+/// repeated request for a copy may omit its file system.
 pub(super) const COMPARED: [&str; 6] = [
     labels::ACCESS,
     labels::MKFS_OPTIONS,
@@ -217,48 +225,37 @@ pub(super) const COMPARED: [&str; 6] = [
     labels::SOURCE,
 ];
 
-fn fs_type(value: &str) -> Result<Kind, Status> {
-    Kind::named(value).ok_or_else(|| refused("fsType", value, "ext4, xfs, btrfs"))
-}
-
-/// Arguments for mkfs: words without a path, so that none of them names another device or file.
+/// Arguments for mkfs, with single spaces between them; `None` if there are none.
 fn mkfs_options(value: &str) -> Result<Option<String>, Status> {
-    let plain = |c: char| c.is_ascii_graphic() && c != '/';
-    let words: Vec<&str> = value.split(' ').filter(|word| !word.is_empty()).collect();
-    if value.len() > MKFS_BYTES_MAX || !words.iter().all(|word| word.chars().all(plain)) {
-        return Err(refused(
-            "mkfsOptions",
-            value,
-            &format!("at most {MKFS_BYTES_MAX} bytes of words without a slash"),
-        ));
-    }
-    Ok((!words.is_empty()).then(|| words.join(" ")))
+    validate::length("parameter mkfsOptions", value.len(), MKFS_BYTES_MAX)?;
+    let options = format_options(value)?;
+    Ok((!options.is_empty()).then(|| options.join(" ")))
 }
 
 fn freeze(value: &str) -> Result<bool, Status> {
-    value.parse().map_err(|_| refused("freeze", value, "true, false"))
+    value.parse().map_err(|_| refused("freeze", value, "be true or false"))
 }
 
 fn bytes(key: &str, value: &str) -> Result<u64, Status> {
     let parsed = value.parse::<ByteSize>().map(|size| size.as_u64());
-    parsed.map_err(|_| refused(key, value, "a number of bytes, as 10Gi"))
+    parsed.map_err(|_| refused(key, value, "be a number of bytes, such as 10Gi"))
 }
 
-/// Namespace and name of the claim, which the provisioner adds with `--extra-create-metadata`.
+/// Namespace and name of the claim. The provisioner adds them with `--extra-create-metadata`.
 fn claim(parameters: &Map) -> Option<String> {
     let namespace = parameters.get("csi.storage.k8s.io/pvc/namespace")?;
     let name = parameters.get("csi.storage.k8s.io/pvc/name")?;
-    // Kubernetes' own limits: 63 and 253 bytes.
-    let possible = namespace.len() <= 63 && name.len() <= 253;
-    possible.then(|| format!("{namespace}/{name}"))
+    // The limits of Kubernetes: 63 and 253 bytes.
+    let valid = namespace.len() <= 63 && name.len() <= 253;
+    valid.then(|| format!("{namespace}/{name}"))
 }
 
-fn refused(key: &str, value: &str, possible: &str) -> Status {
-    Status::invalid_argument(format!("parameter {key} = {value:?}: possible is {possible}"))
+fn refused(key: &str, value: &str, rule: &str) -> Status {
+    Status::invalid_argument(format!("parameter {key} = {value:?} must {rule}"))
 }
 
 fn unknown(key: &str, known: &str) -> Status {
-    Status::invalid_argument(format!("parameter {key:?} is unknown; there are {known}"))
+    Status::invalid_argument(format!("unknown parameter {key:?}; the known ones are {known}"))
 }
 
 #[cfg(test)]
@@ -270,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_is_remembered() {
+    fn parameters_become_labels() {
         let parameters = map(&[
             ("fsType", "xfs"),
             ("mkfsOptions", " -m  crc=1 "),
@@ -298,9 +295,9 @@ mod tests {
     }
 
     #[test]
-    fn parameter_and_capability_name_one_file_system() {
-        let kind = |pairs: &[(&str, &str)], asked| {
-            Parameters::parse(&map(pairs), &Map::new()).unwrap().kind(asked)
+    fn parameter_and_capability_must_name_the_same_file_system() {
+        let kind = |pairs: &[(&str, &str)], fs_type| {
+            Parameters::parse(&map(pairs), &Map::new()).unwrap().kind(fs_type)
         };
         let xfs = [("fsType", "xfs")];
         assert_eq!(kind(&xfs, "").unwrap(), Some(Kind::Xfs));
@@ -319,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_said_is_the_default() {
+    fn without_parameters_there_are_only_defaults() {
         let parsed = Parameters::parse(&Map::new(), &Map::new()).unwrap();
         assert_eq!(parsed.labels(true), map(&[(labels::ACCESS, "mount")]));
     }
@@ -345,8 +342,8 @@ mod tests {
         let fixed = map(&[("fsType", "xfs")]);
         assert!(Limits::parse(&fixed).is_err(), "the file system is not mutable");
         assert!(Parameters::parse(&Map::new(), &fixed).is_err());
-        assert!(snapshot(&fixed).is_err());
-        assert!(snapshot(&map(&[("freeze", "true")])).unwrap());
+        assert!(snapshot_freeze(&fixed).is_err());
+        assert!(snapshot_freeze(&map(&[("freeze", "true")])).unwrap());
     }
 
     #[test]

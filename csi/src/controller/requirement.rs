@@ -1,5 +1,5 @@
-//! What a request asks of a volume: how it will be used, how large it is to be, and where. What can
-//! never be staged is refused here: kubelet would try it for ever.
+//! The requirements of a request for a volume: usage, size and topology. Requirements that can
+//! never be staged are refused here, because kubelet would retry them forever.
 
 use tonic::Status;
 
@@ -9,8 +9,8 @@ use crate::proto::csi::volume_capability::access_mode::Mode;
 use crate::proto::csi::{CapacityRange, Topology, TopologyRequirement, VolumeCapability};
 use crate::validate::{self, SIZE_UNIT, SIZES};
 
-/// Modes in which a volume can be used. It is on one node, so nothing is promised about writers on
-/// several; readers are all on that node.
+/// Supported access modes. A volume is on one node, so several nodes cannot write to it; all
+/// readers are on that node.
 const MODES: [Mode; 5] = [
     Mode::SingleNodeWriter,
     Mode::SingleNodeReaderOnly,
@@ -19,16 +19,15 @@ const MODES: [Mode; 5] = [
     Mode::MultiNodeReaderOnly,
 ];
 
-/// How a volume will be used: the file system to mount from it, empty for any; or none for a block
-/// device.
+/// The usage of a volume: the file system to mount, empty for any; `None` for a block device.
 ///
 /// # Errors
-/// INVALID_ARGUMENT: a field is missing, or the volume cannot be used so.
+/// INVALID_ARGUMENT: a field is missing, or the usage is not supported.
 pub(super) fn usage(capabilities: &[VolumeCapability]) -> Result<Option<String>, Status> {
     let mut usage: Option<Option<String>> = None;
     for capability in capabilities {
         let one = match &capability.access_type {
-            None => return Err(Status::invalid_argument("a volume_capability has no access_type")),
+            None => return Err(validate::missing("volume_capability.access_type")),
             Some(AccessType::Block(_)) => None,
             Some(AccessType::Mount(mount)) => {
                 validate::optional("fs_type", &mount.fs_type)?;
@@ -38,11 +37,11 @@ pub(super) fn usage(capabilities: &[VolumeCapability]) -> Result<Option<String>,
         };
         let mode = capability.access_mode.as_ref().map_or(Mode::Unknown, |mode| mode.mode());
         if mode == Mode::Unknown {
-            return Err(Status::invalid_argument("a volume_capability has no access_mode"));
+            return Err(validate::missing("volume_capability.access_mode"));
         }
         if !MODES.contains(&mode) {
             return Err(Status::invalid_argument(format!(
-                "access mode {}: a volume of Pando is on one node; use {}",
+                "access mode {} is not supported, a volume is on one node; use {}",
                 mode.as_str_name(),
                 Mode::SingleNodeWriter.as_str_name()
             )));
@@ -54,17 +53,17 @@ pub(super) fn usage(capabilities: &[VolumeCapability]) -> Result<Option<String>,
         }
         usage = Some(one);
     }
-    usage.ok_or_else(|| Status::invalid_argument("volume_capabilities are missing"))
+    usage.ok_or_else(|| validate::missing("volume_capabilities"))
 }
 
-/// Whether some volume can be used in the modes that are named. The external-provisioner asks for
-/// the capacity of a class without naming one.
-pub(super) fn possible(capabilities: &[VolumeCapability]) -> bool {
+/// Whether the access modes are supported. The external-provisioner requests the capacity of a
+/// class without a mode.
+pub(super) fn modes_supported(capabilities: &[VolumeCapability]) -> bool {
     let modes = capabilities.iter().filter_map(|capability| capability.access_mode.as_ref());
     modes.map(|mode| mode.mode()).all(|mode| mode == Mode::Unknown || MODES.contains(&mode))
 }
 
-/// Checks that a file system of `kind` can be mounted with the flags of all capabilities.
+/// Checks that a file system of `kind` takes the mount flags of all capabilities.
 ///
 /// # Errors
 /// INVALID_ARGUMENT, naming the flag.
@@ -77,15 +76,15 @@ pub(super) fn mountable(capabilities: &[VolumeCapability], kind: Kind) -> Result
     Ok(())
 }
 
-/// Bytes of the smallest volume that a file system fits on.
+/// Size in bytes of the smallest volume on which a file system fits.
 pub(super) const fn smallest(kind: Kind) -> u64 {
     match kind {
-        // 224 KiB with mke2fs 1.47 and the options of ours.
+        // 224 KiB with mke2fs 1.47 and our options.
         Kind::Ext4 => 256 << 10,
         // Since xfsprogs 5.19, whatever the options.
         Kind::Xfs => 300 << 20,
-        // mkfs.btrfs makes one of 109 MiB, but the kernel grows none to less than this, and each one
-        // is grown to the size of its device when it is staged.
+        // mkfs.btrfs needs 109 MiB, but the kernel does not resize a file system to less than this,
+        // and each one is resized to its device when it is staged.
         Kind::Btrfs => 256 << 20,
     }
 }
@@ -93,8 +92,8 @@ pub(super) const fn smallest(kind: Kind) -> u64 {
 /// Checks that a new volume of `size_bytes` can be formatted.
 ///
 /// # Errors
-/// OUT_OF_RANGE, naming the least size.
-pub(super) fn holds(name: &str, kind: Kind, size_bytes: u64) -> Result<(), Status> {
+/// OUT_OF_RANGE, naming the minimum size.
+pub(super) fn check_fits(name: &str, kind: Kind, size_bytes: u64) -> Result<(), Status> {
     let least = smallest(kind);
     if size_bytes < least {
         return Err(Status::out_of_range(format!(
@@ -104,40 +103,36 @@ pub(super) fn holds(name: &str, kind: Kind, size_bytes: u64) -> Result<(), Statu
     Ok(())
 }
 
-/// Sizes that a request accepts.
+/// The sizes that a request accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Capacity {
-    /// At least this, in units of a sector; 0 if nothing was said.
+    /// Minimum, a multiple of a sector; 0 if the request has none.
     pub(super) required_bytes: u64,
-    /// At most this; the largest volume if nothing was said.
+    /// Maximum; that of all volumes if the request has none.
     limit_bytes: u64,
 }
 
 impl Capacity {
-    /// Reads a range.
+    /// Parses a range.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT for negative numbers, OUT_OF_RANGE when no volume is in the range.
+    /// INVALID_ARGUMENT: a negative number; OUT_OF_RANGE: no valid size is in the range.
     pub(super) fn parse(range: Option<CapacityRange>) -> Result<Self, Status> {
         let range = range.unwrap_or_default();
-        let bytes = |field: &str, bytes: i64| {
-            u64::try_from(bytes)
-                .map_err(|_| Status::invalid_argument(format!("{field} = {bytes} is negative")))
-        };
-        let asked = bytes("required_bytes", range.required_bytes)?;
-        let limit = bytes("limit_bytes", range.limit_bytes)?;
+        let required: u64 = validate::not_negative("required_bytes", range.required_bytes)?;
+        let limit: u64 = validate::not_negative("limit_bytes", range.limit_bytes)?;
         let limit_bytes = if limit == 0 { *SIZES.end() } else { limit.min(*SIZES.end()) };
-        let required_bytes = match asked {
+        let required_bytes = match required {
             0 => 0,
-            asked => asked.next_multiple_of(SIZE_UNIT).max(*SIZES.start()),
+            required => required.next_multiple_of(SIZE_UNIT).max(*SIZES.start()),
         };
         if required_bytes.max(*SIZES.start()) > limit_bytes {
             let range = match limit {
-                0 => format!("{asked} bytes or more"),
-                limit => format!("{asked} to {limit} bytes"),
+                0 => format!("{required} bytes or more"),
+                limit => format!("{required} to {limit} bytes"),
             };
             return Err(Status::out_of_range(format!(
-                "no volume has {range}: sizes are multiples of {SIZE_UNIT}, {} to {} bytes",
+                "capacity_range of {range}: sizes are multiples of {SIZE_UNIT}, {} to {} bytes",
                 SIZES.start(),
                 SIZES.end()
             )));
@@ -145,12 +140,13 @@ impl Capacity {
         Ok(Self { required_bytes, limit_bytes })
     }
 
-    /// Whether a volume of this size is what was asked for.
+    /// Whether the request accepts a volume of this size.
     pub(super) const fn accepts(&self, size_bytes: u64) -> bool {
         size_bytes >= self.required_bytes && size_bytes <= self.limit_bytes
     }
 
-    /// Size of a new volume without a source; `default_bytes` if none was asked for, or the limit.
+    /// Size of a new volume without a source: the minimum, or else `default_bytes`, which the
+    /// maximum bounds.
     pub(super) fn choose(&self, default_bytes: u64) -> u64 {
         match self.required_bytes {
             0 => default_bytes.min(self.limit_bytes - self.limit_bytes % SIZE_UNIT),
@@ -159,16 +155,16 @@ impl Capacity {
     }
 }
 
-/// Whether a volume at `here` is accessible where it has to be.
-pub(super) fn fits(requirement: Option<&TopologyRequirement>, here: &Topology) -> bool {
+/// Whether the topology `here` satisfies a requirement.
+pub(super) fn satisfied_by(requirement: Option<&TopologyRequirement>, here: &Topology) -> bool {
     requirement.is_none_or(|requirement| {
-        // A topology that says less than ours is a larger place around it; one that says nothing
-        // is none.
-        let around = |place: &Topology| {
+        // A topology with fewer segments than ours is a larger place that contains it. An empty one
+        // matches nothing.
+        let contains_here = |place: &Topology| {
             !place.segments.is_empty()
                 && place.segments.iter().all(|(key, value)| here.segments.get(key) == Some(value))
         };
-        requirement.requisite.is_empty() || requirement.requisite.iter().any(around)
+        requirement.requisite.is_empty() || requirement.requisite.iter().any(contains_here)
     })
 }
 
@@ -191,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn one_use_on_one_node() {
+    fn capabilities_agree_on_one_usage_of_one_node() {
         let one = capability(mount("xfs"), Mode::SingleNodeWriter);
         assert_eq!(usage(std::slice::from_ref(&one)).unwrap(), Some("xfs".to_owned()));
         let block = capability(AccessType::Block(BlockVolume {}), Mode::SingleNodeMultiWriter);
@@ -245,10 +241,10 @@ mod tests {
         let rest = "sizes are multiples of 512, 4096 to 70368744177664 bytes";
         assert_eq!(
             message(1 << 47, 0),
-            format!("no volume has 140737488355328 bytes or more: {rest}")
+            format!("capacity_range of 140737488355328 bytes or more: {rest}")
         );
-        assert_eq!(message(4097, 4100), format!("no volume has 4097 to 4100 bytes: {rest}"));
-        assert_eq!(message(0, 4095), format!("no volume has 0 to 4095 bytes: {rest}"));
+        assert_eq!(message(4097, 4100), format!("capacity_range of 4097 to 4100 bytes: {rest}"));
+        assert_eq!(message(0, 4095), format!("capacity_range of 0 to 4095 bytes: {rest}"));
     }
 
     #[test]
@@ -268,14 +264,14 @@ mod tests {
     }
 
     #[test]
-    fn a_mode_that_is_not_named_is_possible() {
-        let of = |mode| possible(&[capability(mount(""), mode)]);
-        assert!(possible(&[]) && of(Mode::Unknown) && of(Mode::SingleNodeWriter));
+    fn capabilities_without_a_mode_are_supported() {
+        let of = |mode| modes_supported(&[capability(mount(""), mode)]);
+        assert!(modes_supported(&[]) && of(Mode::Unknown) && of(Mode::SingleNodeWriter));
         assert!(!of(Mode::MultiNodeMultiWriter));
     }
 
     #[test]
-    fn a_place_is_ours_or_not() {
+    fn a_requirement_must_contain_this_node() {
         let place = |pairs: &[(&str, &str)]| Topology {
             segments: pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         };
@@ -295,8 +291,8 @@ mod tests {
             requisite(vec![Topology { segments: BTreeMap::new() }]),
             requisite(vec![place(&[("d/node", "a"), ("zone", "z")])]),
         ];
-        assert!(fits(None, &here));
-        assert!(yes.iter().all(|requirement| fits(Some(requirement), &here)));
-        assert!(!no.iter().any(|requirement| fits(Some(requirement), &here)));
+        assert!(satisfied_by(None, &here));
+        assert!(yes.iter().all(|requirement| satisfied_by(Some(requirement), &here)));
+        assert!(!no.iter().any(|requirement| satisfied_by(Some(requirement), &here)));
     }
 }

@@ -1,5 +1,5 @@
-//! Calls about snapshots. A snapshot is a frozen volume of its own: it outlives the volume that it
-//! was taken of, and keeps saying which one that was.
+//! Calls about snapshots. A snapshot is a read-only volume of its own: it outlives its source
+//! volume and keeps the number of that volume.
 
 use pando_proto::v1;
 use prost_types::Timestamp;
@@ -18,8 +18,8 @@ use crate::proto::csi::{
 };
 use crate::validate;
 
-/// A request of the daemon for a snapshot. It records the file system of its source: what is
-/// restored from it must not be asked for with another one.
+/// A request to the daemon for a snapshot. The snapshot gets the file system label of its source,
+/// so that a volume that is restored from it cannot be requested with another file system.
 pub(crate) fn request(name: String, source: &v1::Volume) -> v1::CreateVolumeRequest {
     let recorded = source.labels.get_key_value(labels::FS_TYPE);
     v1::CreateVolumeRequest {
@@ -39,39 +39,45 @@ pub(super) async fn create(
     validate::name("name", &request.name)?;
     validate::required("source_volume_id", &request.source_volume_id)?;
     validate::map("parameters", &request.parameters)?;
-    let freeze = parameters::snapshot(&request.parameters)?;
+    let freeze = parameters::snapshot_freeze(&request.parameters)?;
     let name = ids::snapshot_name(&request.name);
     let _lock = adapter.locks.lock(&name)?;
     let pool = adapter.pool_id().await?;
-    if let Some(snapshot) = frozen::made(adapter, &name).await? {
+    if let Some(snapshot) = frozen::created_before(adapter, &name).await? {
         let source = ids::parse(&request.source_volume_id).filter(|id| id.pool == pool);
-        // A snapshot is of a volume, so a request about nothing is none that made it.
+        // A snapshot has a source, so a request whose source id is invalid did not create it.
         if ids::is_snapshot(&snapshot) && source.map(|id| id.number) == snapshot.source_id {
-            return Ok(CreateSnapshotResponse { snapshot: Some(shown(adapter, &pool, &snapshot)) });
+            return Ok(CreateSnapshotResponse {
+                snapshot: Some(to_csi(adapter, &pool, &snapshot)),
+            });
         }
-        return Err(Status::already_exists(format!("snapshot {name}: it is of another volume")));
+        return Err(Status::already_exists(format!(
+            "snapshot {name} exists with another source volume"
+        )));
     }
     let snapshot = match adapter.find_volume(&pool, &request.source_volume_id).await? {
         Found::Here(volume, _) => {
-            let source = (freeze || frozen::wanted(&volume)).then_some(volume.id);
-            frozen::make_one(adapter, source, self::request(name, &volume)).await?
+            let source = (freeze || frozen::is_wanted(&volume)).then_some(volume.id);
+            frozen::create_one(adapter, source, self::request(name, &volume)).await?
         }
         Found::Elsewhere => {
             return Err(adapter.elsewhere("source volume", &request.source_volume_id));
         }
         Found::Nowhere => {
-            return Err(Status::not_found(format!(
-                "source volume {:?} does not exist on node {}",
-                request.source_volume_id, adapter.config.node_id
-            )));
+            return Err(adapter.not_found("source volume", &request.source_volume_id));
         }
     };
-    info!(snapshot = snapshot.name, id = snapshot.id, source = snapshot.source_id, "snapshot made");
-    Ok(CreateSnapshotResponse { snapshot: Some(shown(adapter, &pool, &snapshot)) })
+    info!(
+        snapshot = snapshot.name,
+        id = snapshot.id,
+        source = snapshot.source_id,
+        "snapshot created"
+    );
+    Ok(CreateSnapshotResponse { snapshot: Some(to_csi(adapter, &pool, &snapshot)) })
 }
 
-/// A snapshot as CSI shows it. `pool` is where it is.
-pub(crate) fn shown(adapter: &Adapter, pool: &PoolId, snapshot: &v1::Volume) -> Snapshot {
+/// A snapshot in the form of CSI. `pool` contains it.
+pub(crate) fn to_csi(adapter: &Adapter, pool: &PoolId, snapshot: &v1::Volume) -> Snapshot {
     let source = snapshot.source_id.map(|number| adapter.id(pool, number));
     let group = snapshot.labels.get(labels::GROUP_ID).and_then(|number| number.parse().ok());
     let group = group.map(|number| pool.group_id(&adapter.config.node_id, number));
@@ -79,15 +85,15 @@ pub(crate) fn shown(adapter: &Adapter, pool: &PoolId, snapshot: &v1::Volume) -> 
         size_bytes: signed(snapshot.size_bytes),
         snapshot_id: adapter.id(pool, snapshot.id),
         source_volume_id: source.unwrap_or_default(),
-        creation_time: Some(created(snapshot)),
+        creation_time: Some(creation_time(snapshot)),
         ready_to_use: true,
         group_snapshot_id: group.unwrap_or_default(),
         accessible_topology: Vec::new(),
     }
 }
 
-/// When a snapshot was taken.
-pub(crate) fn created(snapshot: &v1::Volume) -> Timestamp {
+/// The time when a snapshot was created.
+pub(crate) fn creation_time(snapshot: &v1::Volume) -> Timestamp {
     Timestamp { seconds: signed(snapshot.created_at), nanos: 0 }
 }
 
@@ -102,7 +108,7 @@ pub(super) async fn delete(
         Found::Here(snapshot, _) => {
             if let Some(group) = snapshot.labels.get(labels::GROUP) {
                 return Err(Status::invalid_argument(format!(
-                    "snapshot {} is a member of group {group:?}: delete the group",
+                    "snapshot {} is a member of group {group:?}: delete the group instead",
                     snapshot.name
                 )));
             }
@@ -116,8 +122,7 @@ pub(super) async fn delete(
     Ok(DeleteSnapshotResponse {})
 }
 
-/// ListSnapshots. What the filters do not know is an empty list. A token is the name in the pool
-/// to go on behind.
+/// ListSnapshots. Ids in a filter that do not exist give an empty list.
 pub(super) async fn list(
     adapter: &Adapter,
     request: ListSnapshotsRequest,
@@ -149,9 +154,9 @@ pub(super) async fn list(
         let matches = |found: &v1::Volume| source.is_none() || source == found.source_id;
         (found.into_iter().filter(matches).collect(), String::new())
     };
-    let taken = snapshots.iter().filter(|snapshot| !frozen::unproven(snapshot));
+    let taken = snapshots.iter().filter(|snapshot| !frozen::is_unproven(snapshot));
     let entries = taken.map(|snapshot| list_snapshots_response::Entry {
-        snapshot: Some(shown(adapter, &pool, snapshot)),
+        snapshot: Some(to_csi(adapter, &pool, snapshot)),
     });
     Ok(ListSnapshotsResponse { entries: entries.collect(), next_token })
 }
@@ -164,13 +169,13 @@ pub(super) async fn get(
     validate::required("snapshot_id", &request.snapshot_id)?;
     let pool = adapter.pool_id().await?;
     let snapshot = existing(adapter, &pool, &request.snapshot_id).await?;
-    Ok(GetSnapshotResponse { snapshot: Some(shown(adapter, &pool, &snapshot)) })
+    Ok(GetSnapshotResponse { snapshot: Some(to_csi(adapter, &pool, &snapshot)) })
 }
 
-/// The snapshot of this id.
+/// The snapshot with this id.
 ///
 /// # Errors
-/// NOT_FOUND if there is none, FAILED_PRECONDITION if it is another node's.
+/// NOT_FOUND: no such snapshot; FAILED_PRECONDITION: it is on another node.
 pub(crate) async fn existing(
     adapter: &Adapter,
     pool: &PoolId,
@@ -179,9 +184,6 @@ pub(crate) async fn existing(
     match adapter.find_snapshot(pool, id).await? {
         Found::Here(snapshot, _) => Ok(*snapshot),
         Found::Elsewhere => Err(adapter.elsewhere("snapshot", id)),
-        Found::Nowhere => Err(Status::not_found(format!(
-            "snapshot {id:?} does not exist on node {}",
-            adapter.config.node_id
-        ))),
+        Found::Nowhere => Err(adapter.not_found("snapshot", id)),
     }
 }

@@ -1,8 +1,8 @@
 //! Calls about volumes.
 //!
-//! A volume is made by one call of the daemon, keyed by its name: what it was made from and for is
-//! written by the same record. A request that comes again, whatever crashed meanwhile, finds it by
-//! the name and compares.
+//! One call of the daemon creates a volume under its name; the same record contains its source and
+//! its parameters. A repeated request, whatever crashed in between, finds the volume by its name
+//! and compares it with the request.
 
 use std::collections::BTreeMap;
 
@@ -29,14 +29,14 @@ use crate::proto::csi::{
 };
 use crate::validate;
 
-/// What a new volume is to share its blocks with.
+/// The source of a new volume.
 struct Origin {
     volume: Box<v1::Volume>,
-    /// Value of the label that says what it is.
+    /// Its kind, a value of the label [`labels::SOURCE`].
     kind: &'static str,
 }
 
-/// A request to make a volume, read and checked.
+/// A parsed request for a volume.
 struct Wanted {
     /// Its name in the pool.
     name: String,
@@ -45,8 +45,8 @@ struct Wanted {
     capabilities: Vec<VolumeCapability>,
     /// Whether a file system is mounted from it.
     mounted: bool,
-    /// The file system that it is to have. None for a block device, and for a copy whose request
-    /// names none: that has the one of its source.
+    /// Its file system. `None` for a block device, and for a copy whose request names none, which
+    /// has the file system of its source.
     kind: Option<Kind>,
     labels: BTreeMap<String, String>,
     source: Option<Source>,
@@ -63,7 +63,7 @@ impl Wanted {
         let source = match request.volume_content_source {
             None => None,
             Some(VolumeContentSource { r#type: None }) => {
-                return Err(Status::invalid_argument("volume_content_source says no source"));
+                return Err(Status::invalid_argument("volume_content_source has no type set"));
             }
             Some(VolumeContentSource { r#type: some }) => some,
         };
@@ -80,7 +80,9 @@ impl Wanted {
         };
         labels.extend(kind.map(|kind| (labels::SOURCE.to_owned(), kind.to_owned())));
         let kind = match &usage {
-            Some(asked) => parameters.kind(asked)?.or(source.is_none().then_some(DEFAULT_KIND)),
+            Some(requested) => {
+                parameters.kind(requested)?.or(source.is_none().then_some(DEFAULT_KIND))
+            }
             None => None,
         };
         if let Some(kind) = kind {
@@ -98,7 +100,7 @@ impl Wanted {
         })
     }
 
-    /// Id of the source as the request has it, if there is one.
+    /// Id of the source in the request, if it has one.
     fn source_id(&self) -> Option<&str> {
         self.source.as_ref().map(|source| match source {
             Source::Volume(volume) => volume.volume_id.as_str(),
@@ -106,8 +108,8 @@ impl Wanted {
         })
     }
 
-    /// Whether `volume` is what an equal request made. Its source may be gone by now.
-    fn made(&self, pool: &PoolId, volume: &v1::Volume) -> bool {
+    /// Whether an equal request created `volume`. Its source may no longer exist.
+    fn created(&self, pool: &PoolId, volume: &v1::Volume) -> bool {
         let source = self.source_id().map(ids::parse);
         let same_source = match (source, volume.source_id) {
             (None, None) => true,
@@ -121,30 +123,33 @@ impl Wanted {
             && same_request(&volume.labels, &self.labels)
     }
 
-    /// The file system to record for the volume; none if neither the request nor its source names
-    /// one.
+    /// The file system label of the new volume; `None` if neither the request nor the source names
+    /// a file system.
     ///
     /// # Errors
-    /// INVALID_ARGUMENT: the two differ, or that of the source takes none of these flags.
-    fn settle(&self, origin: Option<&Origin>) -> Result<Option<Kind>, Status> {
+    /// INVALID_ARGUMENT: the two differ, or the file system of the source does not take the mount
+    /// flags.
+    fn fs_label(&self, origin: Option<&Origin>) -> Result<Option<Kind>, Status> {
         let held = origin.filter(|_| self.mounted).and_then(|origin| recorded(&origin.volume));
         match (self.kind, held) {
-            (Some(asked), Some(held)) if asked != held => Err(Status::invalid_argument(format!(
-                "volume {}: {asked} is asked for, but its source {} holds {held}; use a class with \
-                 fsType {held}, or one that names no file system",
-                self.name,
-                origin.map_or("", |origin| origin.kind)
-            ))),
+            (Some(requested), Some(held)) if requested != held => {
+                Err(Status::invalid_argument(format!(
+                    "volume {}: the request has fsType {requested}, but its source {} holds \
+                     {held}; use a class with fsType {held}, or one without fsType",
+                    self.name,
+                    origin.map_or("", |origin| origin.kind)
+                )))
+            }
             (None, Some(held)) => {
                 requirement::mountable(&self.capabilities, held)?;
                 Ok(Some(held))
             }
-            (asked, _) => Ok(asked),
+            (requested, _) => Ok(requested),
         }
     }
 }
 
-/// The file system that a volume or snapshot was made with, if it was made by CSI to be mounted.
+/// The file system label of a volume or snapshot, which those have that CSI created for mounts.
 fn recorded(volume: &v1::Volume) -> Option<Kind> {
     volume.labels.get(labels::FS_TYPE).and_then(|name| Kind::named(name))
 }
@@ -159,31 +164,31 @@ pub(super) async fn create(
     let _lock = adapter.locks.lock(&wanted.name)?;
     let status = adapter.daemon.pool().await?;
     let pool = PoolId::new(&status.uuid);
-    let fits = requirement::fits(requirement.as_ref(), &adapter.topology());
-    if let Some(volume) = frozen::made(adapter, &wanted.name).await? {
-        if fits && ids::is_volume(&volume) && wanted.made(&pool, &volume) {
-            return Ok(CreateVolumeResponse { volume: Some(shown(adapter, &pool, &volume)) });
+    let fits = requirement::satisfied_by(requirement.as_ref(), &adapter.topology());
+    if let Some(volume) = frozen::created_before(adapter, &wanted.name).await? {
+        if fits && ids::is_volume(&volume) && wanted.created(&pool, &volume) {
+            return Ok(CreateVolumeResponse { volume: Some(to_csi(adapter, &pool, &volume)) });
         }
         return Err(Status::already_exists(format!(
-            "volume {}: made before with another size, source, place or other parameters",
+            "volume {} exists with another size, source, topology or other parameters",
             wanted.name
         )));
     }
     if !fits {
         return Err(Status::resource_exhausted(format!(
-            "volume {}: node {} is not among the places asked for",
+            "volume {}: node {} does not satisfy accessibility_requirements",
             wanted.name, adapter.config.node_id
         )));
     }
     let origin = origin(adapter, &pool, &wanted).await?;
-    let kind = wanted.settle(origin.as_ref())?;
+    let kind = wanted.fs_label(origin.as_ref())?;
     wanted.labels.extend(kind.map(|kind| (labels::FS_TYPE.to_owned(), kind.name().to_owned())));
-    let volume = make(adapter, &status, &wanted, origin).await?;
-    info!(volume = volume.name, id = volume.id, source = volume.source_id, "volume made");
-    Ok(CreateVolumeResponse { volume: Some(shown(adapter, &pool, &volume)) })
+    let volume = create_in(adapter, &status, &wanted, origin).await?;
+    info!(volume = volume.name, id = volume.id, source = volume.source_id, "volume created");
+    Ok(CreateVolumeResponse { volume: Some(to_csi(adapter, &pool, &volume)) })
 }
 
-/// Looks up what the volume is to be made from.
+/// Looks up the source of a new volume.
 async fn origin(
     adapter: &Adapter,
     pool: &PoolId,
@@ -201,17 +206,17 @@ async fn origin(
     let id = wanted.source_id().unwrap_or_default();
     match found {
         Found::Here(volume, _) => Ok(Some(Origin { volume, kind })),
-        // With this code the provisioner lets the scheduler choose another node.
+        // After this code the provisioner lets the scheduler choose another node.
         Found::Elsewhere => Err(Status::resource_exhausted(format!(
             "source {kind} {id:?} is on another node than {}",
             adapter.config.node_id
         ))),
-        Found::Nowhere => Err(Status::not_found(format!("source {kind} {id:?} does not exist"))),
+        Found::Nowhere => Err(adapter.not_found(&format!("source {kind}"), id)),
     }
 }
 
-/// Makes the volume: one call, one record. `pool` is the one that it is to be in.
-async fn make(
+/// Creates the volume in `pool`: one call, one record.
+async fn create_in(
     adapter: &Adapter,
     pool: &v1::Pool,
     wanted: &Wanted,
@@ -225,7 +230,7 @@ async fn make(
             let default_bytes = adapter.config.default_size_bytes.max(smallest);
             let chosen = wanted.capacity.choose(default_bytes);
             if let Some(kind) = wanted.kind {
-                requirement::holds(&wanted.name, kind, chosen)?;
+                requirement::check_fits(&wanted.name, kind, chosen)?;
             }
             capacity::check(adapter, pool, (&wanted.name, chosen), limits)?;
             Some(chosen)
@@ -235,8 +240,8 @@ async fn make(
             let chosen = if required == 0 { source_bytes } else { required };
             if chosen < source_bytes || !wanted.capacity.accepts(chosen) {
                 return Err(Status::out_of_range(format!(
-                    "volume {}: its source {} has {source_bytes} bytes, which is more than asked \
-                     for",
+                    "volume {}: its source {} has {source_bytes} bytes, more than the requested \
+                     size",
                     wanted.name, origin.kind
                 )));
             }
@@ -254,16 +259,16 @@ async fn make(
         labels: wanted.labels.clone(),
         ..v1::CreateVolumeRequest::default()
     };
-    // A snapshot does not change, so there is nothing to freeze.
+    // A snapshot does not change, so it is not frozen.
     let freeze = |volume: &v1::Volume| {
-        !volume.snapshot && (wanted.parameters.freeze || frozen::wanted(volume))
+        !volume.snapshot && (wanted.parameters.freeze || frozen::is_wanted(volume))
     };
     let source = origin.map(|origin| origin.volume).filter(|volume| freeze(volume));
-    frozen::make_one(adapter, source.map(|volume| volume.id), request).await
+    frozen::create_one(adapter, source.map(|volume| volume.id), request).await
 }
 
-/// A volume as CSI shows it.
-fn shown(adapter: &Adapter, pool: &PoolId, volume: &v1::Volume) -> Volume {
+/// A volume in the form of CSI.
+fn to_csi(adapter: &Adapter, pool: &PoolId, volume: &v1::Volume) -> Volume {
     let source = volume.source_id.map(|number| adapter.id(pool, number));
     let kind = volume.labels.get(labels::SOURCE).map(String::as_str);
     let content_source = match (source, kind) {
@@ -310,7 +315,7 @@ pub(super) async fn validate(
 ) -> Result<ValidateVolumeCapabilitiesResponse, Status> {
     validate::required("volume_id", &request.volume_id)?;
     if request.volume_capabilities.is_empty() {
-        return Err(Status::invalid_argument("volume_capabilities are missing"));
+        return Err(validate::missing("volume_capabilities"));
     }
     let (volume, _) = adapter.volume(&request.volume_id).await?;
     if let Err(refusal) = confirm(&volume, &request) {
@@ -326,31 +331,31 @@ pub(super) async fn validate(
     Ok(ValidateVolumeCapabilitiesResponse { confirmed: Some(confirmed), message: String::new() })
 }
 
-/// Whether a volume can be used so, with these parameters.
+/// Checks that a volume supports the capabilities and parameters of a request.
 ///
 /// # Errors
-/// What CreateVolume would answer.
+/// As CreateVolume.
 fn confirm(volume: &v1::Volume, request: &ValidateVolumeCapabilitiesRequest) -> Result<(), Status> {
     let usage = requirement::usage(&request.volume_capabilities)?;
     let parameters = Parameters::parse(&request.parameters, &request.mutable_parameters)?;
-    let Some(asked) = usage else { return Ok(()) };
-    let (asked, held) = (parameters.kind(&asked)?, recorded(volume));
-    if let (Some(asked), Some(held)) = (asked, held)
-        && asked != held
+    let Some(requested) = usage else { return Ok(()) };
+    let (requested, held) = (parameters.kind(&requested)?, recorded(volume));
+    if let (Some(requested), Some(held)) = (requested, held)
+        && requested != held
     {
-        let text = format!("volume {} was made with {held}, not {asked}", volume.name);
+        let text = format!("volume {} has {held}, not {requested}", volume.name);
         return Err(Status::invalid_argument(text));
     }
-    let kind = asked.or(held).unwrap_or(DEFAULT_KIND);
+    let kind = requested.or(held).unwrap_or(DEFAULT_KIND);
     requirement::mountable(&request.volume_capabilities, kind)?;
     match volume.source_id {
-        None => requirement::holds(&volume.name, kind, volume.size_bytes),
+        None => requirement::check_fits(&volume.name, kind, volume.size_bytes),
         // A copy has its file system already.
         Some(_) => Ok(()),
     }
 }
 
-/// ListVolumes. A token is the name in the pool to go on behind.
+/// ListVolumes.
 pub(super) async fn list(
     adapter: &Adapter,
     request: ListVolumesRequest,
@@ -363,9 +368,9 @@ pub(super) async fn list(
     };
     let max = page(request.max_entries)?;
     let (volumes, next_token) = adapter.list(query, max, request.starting_token).await?;
-    let made = volumes.iter().filter(|volume| !frozen::unproven(volume));
-    let entries = made.map(|volume| list_volumes_response::Entry {
-        volume: Some(shown(adapter, &pool, volume)),
+    let proven = volumes.iter().filter(|volume| !frozen::is_unproven(volume));
+    let entries = proven.map(|volume| list_volumes_response::Entry {
+        volume: Some(to_csi(adapter, &pool, volume)),
         status: None,
     });
     Ok(ListVolumesResponse { entries: entries.collect(), next_token })
@@ -380,23 +385,25 @@ pub(super) async fn get(
     let (volume, _) = adapter.volume(&request.volume_id).await?;
     let pool = adapter.pool_id().await?;
     Ok(ControllerGetVolumeResponse {
-        volume: Some(shown(adapter, &pool, &volume)),
-        // The field is required; which nodes have it published is not among the capabilities.
+        volume: Some(to_csi(adapter, &pool, &volume)),
+        // The field is required; the capability to report the nodes of a volume is not offered.
         status: Some(controller_get_volume_response::VolumeStatus::default()),
     })
 }
 
-/// ControllerExpandVolume, while the volume is in use or not.
+/// ControllerExpandVolume. The volume may be in use.
 pub(super) async fn expand(
     adapter: &Adapter,
     request: ControllerExpandVolumeRequest,
 ) -> Result<ControllerExpandVolumeResponse, Status> {
     if !adapter.config.controller_expand {
-        return Err(Status::unimplemented("volumes are grown by NodeExpandVolume here"));
+        return Err(Status::unimplemented(
+            "controller_expand is off: NodeExpandVolume grows volumes",
+        ));
     }
     validate::required("volume_id", &request.volume_id)?;
     if request.capacity_range.is_none() {
-        return Err(Status::invalid_argument("capacity_range is missing"));
+        return Err(validate::missing("capacity_range"));
     }
     let (volume, _) = adapter.volume(&request.volume_id).await?;
     let capacity = Capacity::parse(request.capacity_range)?;
@@ -404,7 +411,7 @@ pub(super) async fn expand(
     let size_bytes = volume.size_bytes.max(capacity.required_bytes);
     if !capacity.accepts(size_bytes) {
         return Err(Status::out_of_range(format!(
-            "volume {} has {} bytes already: it cannot be made smaller",
+            "volume {} has {} bytes, more than limit_bytes: a volume cannot shrink",
             volume.name, volume.size_bytes
         )));
     }
@@ -423,12 +430,12 @@ pub(super) async fn expand(
     };
     Ok(ControllerExpandVolumeResponse {
         capacity_bytes: signed(volume.size_bytes),
-        // Device and file system follow; where there is none, the call finds nothing to do.
+        // The node grows device and file system; without them its call does nothing.
         node_expansion_required: true,
     })
 }
 
-/// ControllerModifyVolume: one call of the daemon, so all of it or nothing.
+/// ControllerModifyVolume. One call of the daemon applies all changes or none.
 pub(super) async fn modify(
     adapter: &Adapter,
     request: ControllerModifyVolumeRequest,

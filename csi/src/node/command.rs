@@ -1,5 +1,5 @@
-//! Programs of others: mkfs, blkid and their like. Never through a shell; arguments are a list, the
-//! environment is empty but for what makes messages plain, and each has a limit of time.
+//! Runs external programs such as mkfs and blkid. No shell is involved: arguments are a list, the
+//! environment contains only PATH and the C locale, and each program has a time limit.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -9,25 +9,25 @@ use std::time::Duration;
 use tokio::process::Command;
 use tonic::Status;
 
-/// Where these programs are.
+/// Directories that contain these programs.
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-/// Characters of a program's messages that are passed on.
+/// Maximum number of characters of a program's message that are kept.
 const SHOWN_MAX: usize = 1000;
 
-/// How a program ended.
+/// The result of a program.
 pub(crate) struct Output {
     /// Its exit code; `None` if a signal ended it.
     pub(crate) code: Option<i32>,
-    /// What it printed.
+    /// Its standard output.
     pub(crate) stdout: String,
-    /// What it printed to stderr, or else to stdout, shortened, for messages.
-    pub(crate) said: String,
+    /// Its message, for errors: what it wrote to stderr, or else to stdout, shortened.
+    pub(crate) message: String,
 }
 
 /// Runs a program to its end.
 ///
 /// # Errors
-/// `INTERNAL`: it is not installed, does not start, or does not end within `limit`, when it is
+/// `INTERNAL`: it is not installed, does not start, or does not end within `limit`; then it is
 /// killed.
 pub(crate) async fn run<S: AsRef<OsStr>>(
     program: &str,
@@ -45,25 +45,24 @@ pub(crate) async fn run<S: AsRef<OsStr>>(
     };
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let said = said(if stderr.trim().is_empty() { &stdout } else { &stderr });
-    Ok(Output { code: output.status.code(), stdout, said })
+    let message = message(if stderr.trim().is_empty() { &stdout } else { &stderr });
+    Ok(Output { code: output.status.code(), stdout, message })
 }
 
-/// What a program said, on one line, without the description of its options that many print after
-/// an error.
-fn said(text: &str) -> String {
+/// The message of a program on one line, without the usage text that many print after an error.
+fn message(text: &str) -> String {
     let is_usage = |line: &str| {
         line.trim_start().get(..6).is_some_and(|start| start.eq_ignore_ascii_case("usage:"))
     };
     let lines = text.lines().take_while(|line| !is_usage(line));
-    let said = lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ");
-    said.chars().take(SHOWN_MAX).collect()
+    let words: Vec<_> = lines.flat_map(str::split_whitespace).collect();
+    words.join(" ").chars().take(SHOWN_MAX).collect()
 }
 
 /// Runs a program that must succeed.
 ///
 /// # Errors
-/// As [`run`]; `INTERNAL` with its words if it fails.
+/// As [`run`]; `INTERNAL` with its message if it fails.
 pub(crate) async fn succeed<S: AsRef<OsStr>>(
     program: &str,
     arguments: &[S],
@@ -74,11 +73,11 @@ pub(crate) async fn succeed<S: AsRef<OsStr>>(
 }
 
 impl Output {
-    /// The error that its end is.
+    /// The error for a program that failed.
     pub(crate) fn failure(&self, program: &str) -> Status {
         let end = self.code.map_or("killed".to_owned(), |code| format!("exit code {code}"));
-        let said = if self.said.is_empty() { "no message" } else { &self.said };
-        Status::internal(format!("{program}: {end}: {said}"))
+        let message = if self.message.is_empty() { "no message" } else { &self.message };
+        Status::internal(format!("{program}: {end}: {message}"))
     }
 }
 
@@ -86,21 +85,21 @@ fn find(program: &str) -> Result<PathBuf, Status> {
     let paths = DIRECTORIES.iter().map(|directory| Path::new(directory).join(program));
     let missing = || {
         Status::internal(format!(
-            "{program} is not installed: the node needs e2fsprogs, xfsprogs, btrfs-progs, util-linux"
+            "{program} is missing: install e2fsprogs, xfsprogs, btrfs-progs and util-linux"
         ))
     };
     paths.into_iter().find(|path| path.is_file()).ok_or_else(missing)
 }
 
-/// Whether the programs that a test runs are there; if not, the test is left out, loudly, and in
-/// CI it fails.
+/// Whether the programs that a test needs are installed. If not, the test is skipped with a
+/// message; in CI it fails.
 #[cfg(test)]
 pub(crate) fn present(programs: &[&str]) -> bool {
     let missing: Vec<&str> = programs.iter().copied().filter(|p| find(p).is_err()).collect();
     let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
     assert!(missing.is_empty() || !ci, "{missing:?} missing: scripts/setup installs them");
     if !missing.is_empty() {
-        eprintln!("left out: {missing:?} missing, scripts/setup installs them");
+        eprintln!("skipped: {missing:?} missing, scripts/setup installs them");
     }
     missing.is_empty()
 }
@@ -118,19 +117,19 @@ mod tests {
     }
 
     #[test]
-    fn no_usage_is_passed_on() {
+    fn usage_texts_are_removed() {
         let mkfs = "mkfs.ext4: invalid option -- 'x'\nUsage: mkfs.ext4 [-c|-l filename]\n\t[-b]\n";
-        assert_eq!(said(mkfs), "mkfs.ext4: invalid option -- 'x'");
-        assert_eq!(said("unknown option\n  usage: btrfs <command>\n"), "unknown option");
-        assert_eq!(said("Usage: mkfs.xfs\n/* blocksize */\n"), "");
-        assert_eq!(said("two\n  lines\n"), "two lines");
+        assert_eq!(message(mkfs), "mkfs.ext4: invalid option -- 'x'");
+        assert_eq!(message("unknown option\n  usage: btrfs <command>\n"), "unknown option");
+        assert_eq!(message("Usage: mkfs.xfs\n/* blocksize */\n"), "");
+        assert_eq!(message("two\n  lines\n"), "two lines");
     }
 
     #[tokio::test]
-    async fn programs_have_a_limit_and_must_exist() {
+    async fn programs_have_a_time_limit_and_must_exist() {
         let late = run("sleep", &["60"], Duration::from_millis(50)).await.err().unwrap();
         assert_eq!(late.message(), "sleep: not finished after 0 s");
         let missing = run("no-such-program", &["x"], Duration::from_secs(5)).await.err().unwrap();
-        assert!(missing.message().contains("is not installed"), "{missing}");
+        assert!(missing.message().contains("is missing: install"), "{missing}");
     }
 }

@@ -1,8 +1,8 @@
-//! The block device that a volume is, and the proof that it is that one.
+//! The block device of a volume, and the proof that a device belongs to the volume.
 //!
-//! A path proves nothing: the number of a device is used again, for another volume. So before each
-//! use three views are compared: what the daemon says, the node in `/dev`, and the identity of the
-//! volume that the kernel shows for the device (docs/PROTOCOLS.md).
+//! A path proves nothing: device numbers are reused for other volumes. So before each use three
+//! views are compared: the daemon's, the node in `/dev`, and the identity of the volume that the
+//! kernel shows for the device (docs/PROTOCOLS.md).
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -18,27 +18,27 @@ use crate::labels;
 
 use super::mountinfo::Mount;
 
-/// Bytes of a file of sysfs that are looked at.
+/// Maximum number of bytes that are read from a file of sysfs.
 const SHOWN_BYTES_MAX: usize = 4096;
-/// Bytes of a sector in sysfs, whatever the device's own sectors are.
+/// Bytes of a sector in sysfs, which does not depend on the device.
 const SYSFS_SECTOR_BYTES: u64 = 512;
 
-/// A device that was verified.
+/// A verified device.
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
     /// For example `/dev/loop3`.
     pub(crate) path: PathBuf,
-    /// Its number.
+    /// Its device number.
     pub(crate) number: Dev,
-    /// The volume that it is.
+    /// Number of its volume.
     pub(crate) volume: u64,
 }
 
 impl Device {
-    /// Verifies what the daemon says of the device of `volume`.
+    /// Verifies the device that the daemon reports for `volume`.
     ///
     /// # Errors
-    /// `INTERNAL`: something else is there.
+    /// `INTERNAL`: it is another device.
     pub(crate) fn verify(attachment: &v1::Attachment, volume: u64) -> Result<Self, Status> {
         let device = Self {
             path: PathBuf::from(&attachment.device),
@@ -47,7 +47,7 @@ impl Device {
         };
         let identity = &attachment.identity;
         if attachment.volume_id != volume || !names(identity, volume) {
-            return Err(device.refused(&format!("pandod says it is {identity:?}")));
+            return Err(device.refused(&format!("pandod reports {identity:?}")));
         }
         device.node()?;
         if attachment.kind() == v1::DeviceKind::Ublk {
@@ -55,16 +55,14 @@ impl Device {
         }
         match shown_identity(attachment.kind(), device.number) {
             Ok(kernel) if kernel == *identity => Ok(device),
-            Ok(kernel) => Err(device.refused(&format!("the kernel says it is {kernel:?}"))),
-            Err(error) => {
-                Err(device.refused(&format!("the kernel does not say what it is: {error}")))
-            }
+            Ok(kernel) => Err(device.refused(&format!("the kernel reports {kernel:?}"))),
+            Err(error) => Err(device.refused(&format!("the kernel reports no identity: {error}"))),
         }
     }
 
-    /// The kernel keeps a digest of the identity of a ublk device, for its server alone to ask
-    /// for. The daemon has compared it when it made the device or took it back; here it is seen
-    /// that the number is that of a ublk device, and of the one that the path names.
+    /// Verifies a ublk device. The kernel keeps a digest of its identity, but shows it to its
+    /// server only; the daemon has compared it when it created the device or recovered it. Here it
+    /// is checked that the number belongs to a ublk device, and to the one that the path names.
     fn verified_ublk(self) -> Result<Self, Status> {
         let link = std::fs::read_link(sysfs(self.number, ""));
         let link = link.map_err(|error| self.refused(&format!("sysfs: {error}")))?;
@@ -72,10 +70,10 @@ impl Device {
         if name.is_some() && name == self.path.file_name() {
             return Ok(self);
         }
-        Err(self.refused(&format!("the kernel says it is {}", link.display())))
+        Err(self.refused(&format!("the kernel reports {}", link.display())))
     }
 
-    /// The node in `/dev`, opened for naming.
+    /// The node in `/dev`, opened with `O_PATH`.
     ///
     /// # Errors
     /// `INTERNAL`: it is not the node of this device.
@@ -84,19 +82,19 @@ impl Device {
         let node = open(&self.path, flags, Mode::empty());
         let node = node.map_err(|errno| self.refused(&errno.to_string()))?;
         let found = fstat(&node).map_err(|errno| self.refused(&errno.to_string()))?;
-        if self.is(&found) { Ok(node) } else { Err(self.refused("the node is another device")) }
+        if self.is(&found) { Ok(node) } else { Err(self.refused("the node is of another device")) }
     }
 
-    /// Whether what was found is a node of this device.
+    /// Whether a file is a node of this device.
     pub(crate) fn is(&self, found: &Stat) -> bool {
         let block = FileType::from_raw_mode(found.st_mode) == FileType::BlockDevice;
         block && found.st_rdev == self.number
     }
 
-    /// Bytes that the kernel believes it to have.
+    /// The size in bytes, as the kernel reports it.
     ///
     /// # Errors
-    /// `INTERNAL`: the kernel does not tell.
+    /// `INTERNAL`: sysfs cannot be read.
     pub(crate) fn size_bytes(&self) -> Result<u64, Status> {
         let text = read(&sysfs(self.number, "size"));
         let text = text.map_err(|error| self.refused(&format!("size: {error}")))?;
@@ -105,7 +103,7 @@ impl Device {
         bytes.ok_or_else(|| self.refused(&format!("size {text:?}")))
     }
 
-    /// Whether a mount is of the file system on this device, or of its node.
+    /// Whether a mount is of the file system on this device, or a bind mount of its node.
     pub(crate) fn carries(&self, mount: &Mount) -> bool {
         mount.is_of(&self.path, self.number) || mount.is_node(&self.path)
     }
@@ -116,14 +114,14 @@ impl Device {
     }
 }
 
-/// Makes the volume a device, or finds that it is one, and verifies it.
+/// Attaches the volume unless it is attached, and verifies the device.
 ///
 /// # Errors
-/// What the daemon says; `INTERNAL`: the device is another one.
+/// Errors of the daemon; `INTERNAL`: the device belongs to another volume.
 pub(crate) async fn attach(adapter: &Adapter, volume: &v1::Volume) -> Result<Device, Status> {
     let request = v1::AttachVolumeRequest {
         volume: Some(by_number(volume.id)),
-        kind: wanted_kind(&volume.labels)?.into(),
+        kind: requested_kind(&volume.labels)?.into(),
         read_only: false,
         sector_bytes: 0,
     };
@@ -131,15 +129,15 @@ pub(crate) async fn attach(adapter: &Adapter, volume: &v1::Volume) -> Result<Dev
     Device::verify(&attachment, volume.id)
 }
 
-/// The kind of device that a volume was asked with.
-fn wanted_kind(of_volume: &BTreeMap<String, String>) -> Result<v1::DeviceKind, Status> {
-    match of_volume.get(labels::DEVICE_KIND).map(String::as_str) {
+/// The kind of device that the label of a volume requests.
+fn requested_kind(labels_of_volume: &BTreeMap<String, String>) -> Result<v1::DeviceKind, Status> {
+    match labels_of_volume.get(labels::DEVICE_KIND).map(String::as_str) {
         None | Some("" | "auto") => Ok(v1::DeviceKind::Unspecified),
         Some("ublk") => Ok(v1::DeviceKind::Ublk),
         Some("nbd") => Ok(v1::DeviceKind::Nbd),
         Some("loop") => Ok(v1::DeviceKind::Loop),
         Some(other) => Err(Status::failed_precondition(format!(
-            "label {}: {other:?} is no kind of device",
+            "label {} has the unknown kind of device {other:?}",
             labels::DEVICE_KIND
         ))),
     }
@@ -166,7 +164,7 @@ fn read(path: &Path) -> std::io::Result<String> {
 /// The identity that the kernel shows for a device of this kind.
 fn shown_identity(kind: v1::DeviceKind, number: Dev) -> std::io::Result<String> {
     match kind {
-        // The name of the file that the daemon serves; its directory is of no interest.
+        // The name of the file that the daemon serves, without its directory.
         v1::DeviceKind::Loop => {
             let file = read(&sysfs(number, "loop/backing_file"))?;
             let name = file.rsplit('/').next().unwrap_or_default();
@@ -174,26 +172,26 @@ fn shown_identity(kind: v1::DeviceKind, number: Dev) -> std::io::Result<String> 
         }
         v1::DeviceKind::Nbd => read(&sysfs(number, "backend")),
         v1::DeviceKind::Ublk | v1::DeviceKind::Unspecified => {
-            Err(std::io::Error::other(format!("{kind:?} devices show none")))
+            Err(std::io::Error::other(format!("not available for {kind:?} devices")))
         }
     }
 }
 
-/// Whose a mount is that was found where a volume is to be, or was.
+/// The owner of a mount at a path of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// The volume's, from the device that it is now.
+    /// The volume, with its current device.
     Volume,
-    /// Nobody's any more: its device died with an earlier daemon, or is one that the daemon does
-    /// not know.
+    /// None: its device died with an earlier daemon, or is unknown to the daemon.
     Dead,
-    /// Another volume's, or not Pando's at all.
+    /// Another volume, or something outside of Pando.
     Another,
 }
 
-/// Finds out whose a mount is. `device` is the volume's, if it is one; `live` are all that the
-/// daemon serves. A node that is bound is nobody's but the volume's: it does not say for whom it
-/// was bound, and after a restart its number can be another volume's.
+/// Finds the owner of a mount. `device` is that of the volume, if it is attached; `live` are the
+/// other devices that the daemon serves. A bind mount of a device node belongs to the volume or is
+/// dead, but never to another volume: it does not show for which volume it was created, and after a
+/// restart its number can be another volume's.
 pub(crate) fn owner(mount: &Mount, device: Option<&Device>, live: &[v1::Attachment]) -> Owner {
     if device.is_some_and(|device| device.carries(mount)) {
         return Owner::Volume;
@@ -231,26 +229,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_device_is_refused() {
+    fn other_devices_are_refused() {
         let message = |attachment: &v1::Attachment, volume| {
             Device::verify(attachment, volume).unwrap_err().message().to_owned()
         };
         let good = attachment();
-        assert!(message(&good, 8).contains("pandod says"));
-        assert!(message(&good, 7).contains("the node is another device"), "a character device");
+        assert!(message(&good, 8).contains("pandod reports"));
+        assert!(message(&good, 7).contains("the node is of another device"), "a character device");
         let gone = v1::Attachment { device: "/dev/no-such".to_owned(), ..attachment() };
         assert!(message(&gone, 7).contains("No such file"));
         let other = v1::Attachment { identity: "pando-5c1a-8".to_owned(), ..attachment() };
-        assert!(message(&other, 7).contains("pandod says"));
+        assert!(message(&other, 7).contains("pandod reports"));
     }
 
     #[test]
     fn the_kind_of_device_comes_from_the_label() {
         let kind = |text: &str| {
-            let of_volume = BTreeMap::from([(labels::DEVICE_KIND.to_owned(), text.to_owned())]);
-            wanted_kind(&of_volume).ok()
+            let labels_of_volume =
+                BTreeMap::from([(labels::DEVICE_KIND.to_owned(), text.to_owned())]);
+            requested_kind(&labels_of_volume).ok()
         };
-        assert_eq!(wanted_kind(&BTreeMap::new()).unwrap(), v1::DeviceKind::Unspecified);
+        assert_eq!(requested_kind(&BTreeMap::new()).unwrap(), v1::DeviceKind::Unspecified);
         assert_eq!(kind("loop"), Some(v1::DeviceKind::Loop));
         assert_eq!(kind("ublk"), Some(v1::DeviceKind::Ublk));
         assert_eq!(kind("/dev/sda"), None);

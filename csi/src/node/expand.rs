@@ -1,17 +1,17 @@
-//! Growth of a volume that is staged: the volume, its device, its file system.
+//! Grows a staged volume: the volume, its device and its file system.
 //!
 //! ```text
-//! in place   may the file system grow as it is mounted? -- volume and device -- file system
+//! in place   can the mounted file system grow? -- volume and device -- file system
 //! else       unmount -- detach -- volume -- stage, which grows the file system -- publish
 //! ```
 //!
-//! The second way is for what cannot grow in place: an ext4 without CAP_SYS_RESOURCE, a ublk device
-//! before Linux 6.16, a mount that is read-only. kubelet asks after it has published the volume and
-//! before it starts the pod, so one restart of the pod does it. A pod that runs keeps the device
-//! busy; then all is mounted again as it was, and the call is refused.
+//! The second way is for volumes that cannot grow in place: an ext4 without CAP_SYS_RESOURCE, a
+//! ublk device before Linux 6.16, a read-only mount. kubelet sends the call after it has published
+//! the volume and before it starts the pod, so one restart of the pod is enough. A running pod
+//! keeps the device busy; then everything is mounted again as before, and the call is refused.
 //!
-//! Nothing has grown when a call is refused. If the adapter is killed in between, a label makes it
-//! known that the volume has to be staged again: kubelet's next call does that.
+//! If a call is refused, nothing has grown. If the adapter is killed in between, a label records
+//! that the volume must be staged again, which kubelet's next call does.
 
 use pando_proto::v1;
 use tonic::{Code, Status};
@@ -20,7 +20,7 @@ use crate::adapter::Adapter;
 use crate::daemon::by_number;
 use crate::labels;
 use crate::proto::csi::CapacityRange;
-use crate::validate::{SIZE_UNIT, SIZES};
+use crate::validate::{self, SIZE_UNIT, SIZES};
 
 use super::device::Device;
 use super::fs::Kind;
@@ -34,32 +34,32 @@ use super::stage::{mounts_of, set_label, stage};
 use super::stats::{At, find};
 use super::{blocking, grow};
 
-/// What is to grow, and how far.
+/// A request to grow a volume.
 pub(crate) struct Expansion {
-    /// Where the volume is staged or published.
+    /// A path at which the volume is staged or published.
     pub(crate) path: String,
-    /// Where it is staged.
+    /// The path at which it is staged.
     pub(crate) staging: String,
     pub(crate) range: Option<CapacityRange>,
-    /// How it was staged, if the request contains that.
+    /// The access with which it was staged, if the request contains it.
     pub(crate) access: Option<Access>,
 }
 
-/// Grows what is at the path to the size of the volume, and that first if more is asked; returns
-/// the size. The caller has locked the volume.
+/// Grows the volume to the requested size, and its device and file system to the size of the
+/// volume. Returns the size. The caller has locked the volume.
 ///
 /// # Errors
-/// `NOT_FOUND`: it is not there; `OUT_OF_RANGE`: the volume is larger than allowed;
-/// `FAILED_PRECONDITION`: the file system cannot grow while it is mounted like this, or the device
-/// not while it is used. A volume whose growth is refused has its old size.
+/// `NOT_FOUND`: it is not at the path; `OUT_OF_RANGE`: the volume is larger than the limit;
+/// `FAILED_PRECONDITION`: the file system cannot grow as it is mounted, or the device cannot grow
+/// while it is in use. A volume whose growth is refused keeps its size.
 pub(crate) async fn expand(
     adapter: &Adapter,
     volume: v1::Volume,
     attachment: Option<v1::Attachment>,
     expansion: Expansion,
 ) -> Result<i64, Status> {
-    let (volume, attachment) = resumed(adapter, volume, attachment, &expansion).await?;
-    let size = wanted(volume.size_bytes, expansion.range.as_ref())?;
+    let (volume, attachment) = resume(adapter, volume, attachment, &expansion).await?;
+    let size = target_size(volume.size_bytes, expansion.range.as_ref())?;
     let path = expansion.path.clone();
     let (volume, (device, at)) =
         blocking(move || find(&volume, attachment.as_ref(), &path).map(|found| (volume, found)))
@@ -67,11 +67,11 @@ pub(crate) async fn expand(
     let grown = match at {
         At::Node => grow_device(adapter, &volume, &device, size).await.map(drop),
         At::FileSystem(opened) => {
-            // The programs want the file system for themselves.
+            // The programs need exclusive access to the file system.
             drop(opened);
             match in_place(adapter, &volume, &device, size).await {
-                Err(barred) if barred.code() == Code::FailedPrecondition => {
-                    staged_again(adapter, &volume, &device, (size, barred), expansion).await
+                Err(refusal) if refusal.code() == Code::FailedPrecondition => {
+                    restage(adapter, &volume, &device, (size, refusal), expansion).await
                 }
                 grown => grown,
             }
@@ -80,8 +80,8 @@ pub(crate) async fn expand(
     grown.map(|()| i64::try_from(size).unwrap_or(i64::MAX))
 }
 
-/// Stages a volume whose growth by staging was interrupted.
-async fn resumed(
+/// Stages the volume again if an earlier call was interrupted between unmounting and staging.
+async fn resume(
     adapter: &Adapter,
     volume: v1::Volume,
     attachment: Option<v1::Attachment>,
@@ -92,34 +92,31 @@ async fn resumed(
         return Ok((volume, attachment));
     }
     stage(adapter, (&volume, attachment.is_some()), &expansion.staging, access).await?;
-    existing(adapter, volume.id).await
+    adapter.read_again(volume.id).await
 }
 
-/// The size that a volume is to have: what is asked for in whole sectors, or what it has.
-fn wanted(size: u64, range: Option<&CapacityRange>) -> Result<u64, Status> {
+/// The new size of a volume: the requested size, rounded up to whole sectors, or its current size.
+fn target_size(size: u64, range: Option<&CapacityRange>) -> Result<u64, Status> {
     let Some(range) = range else { return Ok(size) };
-    let bytes = |number: i64| {
-        let negative = |_| Status::invalid_argument("capacity_range: negative");
-        u64::try_from(number).map_err(negative)
-    };
-    let (required, limit) = (bytes(range.required_bytes)?, bytes(range.limit_bytes)?);
-    let wanted = required.next_multiple_of(SIZE_UNIT).max(size);
-    if limit != 0 && limit < wanted {
+    let required: u64 = validate::not_negative("required_bytes", range.required_bytes)?;
+    let limit: u64 = validate::not_negative("limit_bytes", range.limit_bytes)?;
+    let target = required.next_multiple_of(SIZE_UNIT).max(size);
+    if limit != 0 && limit < target {
         let text = format!(
-            "capacity_range: {required} to {limit} bytes, but the volume has {size} bytes, and \
-             sizes are multiples of {SIZE_UNIT}"
+            "capacity_range of {required} to {limit} bytes: the volume has {size} bytes, and sizes \
+             are multiples of {SIZE_UNIT}"
         );
         return Err(Status::out_of_range(text));
     }
-    if wanted > *SIZES.end() {
+    if target > *SIZES.end() {
         let text =
-            format!("capacity_range: {required} bytes; a volume has at most {}", SIZES.end());
+            format!("capacity_range of {required} bytes: the limit of a volume is {}", SIZES.end());
         return Err(Status::out_of_range(text));
     }
-    Ok(wanted)
+    Ok(target)
 }
 
-/// Gives a volume and its device a size. The daemon refuses both if the device keeps its size.
+/// Grows a volume and its device. The daemon refuses to grow the volume if the device cannot grow.
 async fn grow_device(
     adapter: &Adapter,
     volume: &v1::Volume,
@@ -160,32 +157,34 @@ async fn in_place(
     let root = mount.open_root();
     let root = root.map_err(|error| {
         let point = String::from_utf8_lossy(&mount.point);
-        Status::internal(format!("cannot grow what is mounted at {point}: {error}"))
+        Status::internal(format!("cannot grow the file system mounted at {point}: {error}"))
     })?;
     grow::mounted(kind, (&device.path, shown), root).await
 }
 
-/// Where the file system on a device can be told to grow.
+/// A writable mount of the root of the file system on a device, through which it can grow.
 fn writable(name: &str, device: &Device) -> Result<(Kind, Mount), Status> {
     let mut mounts = mounts_of(device)?.into_iter();
     let found = mounts.find(|mount| !mount.read_only && mount.root == b"/");
     let found = found.and_then(|mount| Some((Kind::named(&mount.fs)?, mount)));
     found.ok_or_else(|| {
-        Status::failed_precondition(format!("volume {name}: mounted read-only, so it cannot grow"))
+        Status::failed_precondition(format!(
+            "volume {name} is mounted read-only, so its file system cannot grow"
+        ))
     })
 }
 
-/// What is mounted of a volume, and has to be mounted again.
+/// The mounts of a volume, which have to be mounted again.
 struct Mounted {
     staging: String,
     access: Access,
-    /// Paths of pods, and whether they are read-only.
+    /// Target paths, and whether they are read-only.
     targets: Vec<(String, bool)>,
 }
 
 impl Mounted {
-    /// `None` if it is not known how to mount it again, or that would be of no use: a subdirectory
-    /// is mounted by itself, which is done only for a pod that runs.
+    /// Finds the mounts. `None` if it is unknown how to mount them again, or if a subdirectory is
+    /// mounted by itself: that is done only for a running pod, so unmounting would fail.
     fn of(device: &Device, expansion: Expansion) -> Result<Option<Self>, Status> {
         let Some(Access::Mount { fs_type, mut flags, mode }) = expansion.access else {
             return Ok(None);
@@ -198,7 +197,7 @@ impl Mounted {
         let (staged, published): (Vec<Mount>, Vec<Mount>) =
             mounts.into_iter().partition(|mount| mount.point == staging.as_bytes());
         let [staged] = staged.as_slice() else { return Ok(None) };
-        // kubelet names the label of SELinux when it stages, but not when it expands.
+        // kubelet sends the SELinux label when it stages, but not when it expands.
         if let Some(context) = &staged.context
             && !flags.iter().any(|flag| flag.contains("context="))
         {
@@ -213,25 +212,25 @@ impl Mounted {
         Ok(targets.map(|targets| Self { staging, access, targets }))
     }
 
-    /// Unmounts all of it.
+    /// Unmounts all mounts.
     async fn unmount(&self) -> Result<(), Status> {
         let targets = self.targets.iter().map(|(target, _)| target);
         let paths: Vec<String> = targets.chain([&self.staging]).cloned().collect();
         blocking(move || {
-            paths
-                .iter()
-                .try_for_each(|path| mount::unmount(&Place::of("mount", path)?, Unmount::Whole))
+            paths.iter().try_for_each(|path| {
+                mount::unmount(&Place::existing_parent("mount", path)?, Unmount::WhenUnused)
+            })
         })
         .await
     }
 
-    /// Mounts again what is not.
+    /// Mounts again what was unmounted.
     async fn mount(&self, adapter: &Adapter, volume: u64) -> Result<(), Status> {
-        let (found, attachment) = existing(adapter, volume).await?;
+        let (found, attachment) = adapter.read_again(volume).await?;
         let staged = (&found, attachment.is_some());
         stage(adapter, staged, &self.staging, &self.access).await?;
         for (target, read_only) in &self.targets {
-            let (found, attachment) = existing(adapter, volume).await?;
+            let (found, attachment) = adapter.read_again(volume).await?;
             let publication = Publication {
                 staging: self.staging.clone(),
                 target: target.clone(),
@@ -244,40 +243,32 @@ impl Mounted {
     }
 }
 
-async fn existing(
-    adapter: &Adapter,
-    volume: u64,
-) -> Result<(v1::Volume, Option<v1::Attachment>), Status> {
-    let found = adapter.daemon.find(by_number(volume)).await?;
-    found.ok_or_else(|| Status::not_found("the volume was deleted"))
-}
-
-/// Grows a volume while it is detached; `barred` is why it cannot grow in place.
-async fn staged_again(
+/// Grows a volume while it is detached; `refusal` is the error of growing it in place.
+async fn restage(
     adapter: &Adapter,
     volume: &v1::Volume,
     device: &Device,
-    (size, barred): (u64, Status),
+    (size, refusal): (u64, Status),
     expansion: Expansion,
 ) -> Result<(), Status> {
-    let Some(mounted) = Mounted::of(device, expansion)? else { return Err(barred) };
+    let Some(mounted) = Mounted::of(device, expansion)? else { return Err(refusal) };
     set_label(adapter, volume.id, labels::RESTAGING, labels::TRUE).await?;
-    let free = match mounted.unmount().await {
+    let detached = match mounted.unmount().await {
         Ok(()) => adapter.daemon.detach(volume.id).await,
         busy => busy,
     };
-    let grown = match free {
+    let grown = match detached {
         Ok(()) => resize(adapter, volume.id, size).await,
         Err(busy) => {
             tracing::info!(
                 volume = volume.name,
                 why = busy.message(),
-                "cannot be detached to grow"
+                "cannot detach a volume to grow it"
             );
-            Err(barred)
+            Err(refusal)
         }
     };
-    // Whatever came of it.
+    // Also after an error.
     mounted.mount(adapter, volume.id).await?;
     grown
 }
@@ -290,9 +281,9 @@ mod tests {
     fn sizes_are_whole_sectors_within_the_range() {
         let of = |required_bytes, limit_bytes| {
             let range = CapacityRange { required_bytes, limit_bytes };
-            wanted(8192, Some(&range)).map_err(|refused| refused.code())
+            target_size(8192, Some(&range)).map_err(|refused| refused.code())
         };
-        assert_eq!(wanted(8192, None).unwrap(), 8192);
+        assert_eq!(target_size(8192, None).unwrap(), 8192);
         assert_eq!(of(0, 0), Ok(8192));
         assert_eq!(of(4096, 0), Ok(8192), "nothing shrinks");
         assert_eq!(of(10_000, 0), Ok(10_240));

@@ -1,9 +1,9 @@
-//! File systems on a device: what is on it, making one, checking it.
+//! File systems on a device: probing, formatting, checking.
 //!
-//! Data is lost most easily here, so two rules hold. A file system is made only by [`format`], and
-//! only its caller decides that nothing is there: by what the pool says, not by a probe that found
-//! nothing, since a probe also finds nothing when it cannot read. And what a probe finds is used
-//! or refused, never overwritten.
+//! Mistakes here lose data, so two rules hold. Only [`format`] creates a file system, and only its
+//! caller decides that the device is empty: by the state of the pool, not by a probe without a
+//! result, since a probe also finds nothing when it cannot read. And what a probe finds is used or
+//! refused, never overwritten.
 
 use std::fmt;
 use std::path::Path;
@@ -13,11 +13,11 @@ use tonic::Status;
 
 use super::command::{run, succeed};
 
-/// Time for a look at a device.
+/// Time limit to read metadata of a device.
 pub(super) const PROBE_LIMIT: Duration = Duration::from_secs(30);
-/// Time to make a file system. It grows with the size: the tables of a 64 TiB ext4 are gigabytes.
+/// Time limit to format. The time grows with the size: the tables of a 64 TiB ext4 are gigabytes.
 const FORMAT_LIMIT: Duration = Duration::from_secs(10 * 60);
-/// Time for a check, which reads all metadata of a file system that had errors.
+/// Time limit for a check, which reads all metadata of a file system that had errors.
 pub(super) const CHECK_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// The file systems that volumes can have.
@@ -27,17 +27,35 @@ pub(crate) enum Kind {
     Ext4,
     /// Mounted with `nouuid`.
     Xfs,
-    /// One device, of course.
+    /// On one device.
     Btrfs,
 }
 
 impl Kind {
-    /// The kind of that name.
+    /// The kind with this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         [Self::Ext4, Self::Xfs, Self::Btrfs].into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Its name to the kernel and in CSI.
+    /// The kind that a field of a request names.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`, naming the field.
+    pub(crate) fn parse(field: &str, name: &str) -> Result<Self, Status> {
+        Self::named(name).ok_or_else(|| {
+            Status::invalid_argument(format!("{field} = {name:?} must be one of ext4, xfs, btrfs"))
+        })
+    }
+
+    /// The kind that a field of a request names; `None` if the field is empty.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`, naming the field.
+    pub(crate) fn requested(field: &str, name: &str) -> Result<Option<Self>, Status> {
+        if name.is_empty() { Ok(None) } else { Self::parse(field, name).map(Some) }
+    }
+
+    /// Its name in the kernel and in CSI.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
@@ -53,21 +71,21 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What a probe found on a device.
+/// The result of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// No signature that it knows. That is no proof that nothing is there.
+    /// No known signature. This does not prove that the device is empty.
     Nothing,
-    /// One of ours.
+    /// A supported file system.
     FileSystem(Kind),
-    /// Something else: another file system, a partition table, a member of something.
+    /// Something else, such as another file system, a partition table or a RAID member.
     Other(String),
 }
 
 /// Looks for signatures on a device.
 ///
 /// # Errors
-/// `INTERNAL`: blkid fails; `FAILED_PRECONDITION`: several signatures contradict each other.
+/// `INTERNAL`: blkid fails; `FAILED_PRECONDITION`: there are contradicting signatures.
 pub(crate) async fn probe(device: &Path) -> Result<Found, Status> {
     let shown = device.display();
     let arguments = ["-p", "-o", "export", "-s", "TYPE", "-s", "PTTYPE"].map(AsRef::as_ref);
@@ -78,13 +96,13 @@ pub(crate) async fn probe(device: &Path) -> Result<Found, Status> {
         Some(2) => Ok(Found::Nothing),
         Some(8) => Err(Status::failed_precondition(format!(
             "{shown}: several file systems or partition tables: {}",
-            output.said
+            output.message
         ))),
         _ => Err(output.failure("blkid")),
     }
 }
 
-/// Reads what `blkid -o export` prints: a line `TYPE=ext4`.
+/// Parses the output of `blkid -o export`, such as a line `TYPE=ext4`.
 fn found(text: &str) -> Found {
     let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
     match value("TYPE=") {
@@ -96,8 +114,8 @@ fn found(text: &str) -> Found {
     }
 }
 
-/// Splits a volume's options for mkfs into arguments. They are words without `/`, so that none
-/// names a file; no shell sees them.
+/// Splits the options for mkfs into arguments. They contain no `/`, so none of them names a file or
+/// another device. No shell is involved.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`: other characters.
@@ -105,21 +123,22 @@ pub(crate) fn format_options(text: &str) -> Result<Vec<&str>, Status> {
     let plain = |c: char| c.is_ascii_graphic() && c != '/';
     let options: Vec<&str> = text.split(' ').filter(|option| !option.is_empty()).collect();
     if !options.iter().all(|option| option.chars().all(plain)) {
-        let text = format!("mkfsOptions {text:?}: words without a slash are possible");
+        let text =
+            format!("parameter mkfsOptions = {text:?} must be space-separated options without `/`");
         return Err(Status::invalid_argument(text));
     }
     Ok(options)
 }
 
-/// Makes a file system, whatever is on the device: the caller knows that nothing is. Nothing is
-/// discarded first, for a new volume holds nothing.
+/// Creates a file system and overwrites whatever is on the device: the caller has established that
+/// it is empty. Nothing is discarded first, because a new volume holds no data.
 ///
 /// # Errors
-/// `INTERNAL` with the words of mkfs; `INVALID_ARGUMENT` for options that are none.
+/// `INTERNAL` with the message of mkfs; `INVALID_ARGUMENT`: invalid options.
 pub(crate) async fn format(kind: Kind, device: &Path, options: &str) -> Result<(), Status> {
     let (program, own): (&str, &[&str]) = match kind {
-        // With the seed of checksums kept apart from the UUID, a clone can be given a new UUID
-        // without rewriting its metadata. Blocks of 4 KiB are the pool's.
+        // With metadata_csum_seed the checksums do not depend on the UUID, so a clone can get a new
+        // UUID without rewriting its metadata. The pool has blocks of 4 KiB, too.
         Kind::Ext4 => {
             let own = &["-q", "-F", "-m", "0", "-b", "4096", "-E", "nodiscard"];
             ("mkfs.ext4", &[&own[..], &["-O", "metadata_csum_seed"]].concat())
@@ -130,38 +149,39 @@ pub(crate) async fn format(kind: Kind, device: &Path, options: &str) -> Result<(
     let mut arguments: Vec<_> = own.iter().map(AsRef::as_ref).collect();
     arguments.extend(format_options(options)?.into_iter().map(std::ffi::OsStr::new));
     arguments.push(device.as_os_str());
-    let made = succeed(program, &arguments, FORMAT_LIMIT).await.map(|_| ());
-    made.map_err(|why| match options {
-        "" => why,
-        options => Status::internal(format!("{}; mkfsOptions = {options:?}", why.message())),
+    let formatted = succeed(program, &arguments, FORMAT_LIMIT).await.map(|_| ());
+    formatted.map_err(|error| match options {
+        "" => error,
+        options => Status::internal(format!("{}; mkfsOptions = {options:?}", error.message())),
     })
 }
 
-/// Checks a file system before it is mounted, as kubelet's mounter does for volumes of its own:
-/// ext4 has its journal replayed and is repaired where that is safe; xfs and btrfs check
-/// themselves when they are mounted.
+/// Checks a file system before it is mounted, as kubelet's mounter does for its own volumes. e2fsck
+/// replays the journal of an ext4 and makes safe repairs; xfs and btrfs check themselves when they
+/// are mounted.
 ///
 /// # Errors
-/// `INTERNAL`: errors that a person has to look at.
+/// `INTERNAL`: errors that need an operator.
 pub(crate) async fn check(kind: Kind, device: &Path) -> Result<(), Status> {
     if kind != Kind::Ext4 {
         return Ok(());
     }
+    let shown = device.display();
     let output = run("e2fsck", &["-p".as_ref(), device.as_os_str()], CHECK_LIMIT).await?;
     match output.code {
-        // e2fsck(8): 1 errors were corrected, 2 and mounted ones too, 8 and more: it did not run.
+        // e2fsck(8): 1 errors corrected, 2 also of a mounted file system, 8 and more: it did not
+        // run.
         Some(0) => Ok(()),
         Some(1..=3) => {
-            tracing::warn!(device = %device.display(), said = output.said, "e2fsck corrected errors");
+            tracing::warn!(device = %shown, output = output.message, "e2fsck corrected errors");
             Ok(())
         }
         Some(code) if code & 4 != 0 => Err(Status::internal(format!(
-            "{}: errors that e2fsck does not repair by itself; run it by hand: {}",
-            device.display(),
-            output.said
+            "{shown}: errors that e2fsck does not repair by itself; run it by hand: {}",
+            output.message
         ))),
         _ => {
-            tracing::warn!(device = %device.display(), said = output.said, "e2fsck did not run");
+            tracing::warn!(device = %shown, output = output.message, "e2fsck did not run");
             Ok(())
         }
     }
@@ -173,7 +193,7 @@ mod tests {
     use crate::node::command::present;
 
     #[test]
-    fn reads_what_blkid_prints() {
+    fn output_of_blkid_is_parsed() {
         assert_eq!(found("DEVNAME=/dev/loop0\nTYPE=ext4\n"), Found::FileSystem(Kind::Ext4));
         assert_eq!(found("TYPE=xfs\n"), Found::FileSystem(Kind::Xfs));
         assert_eq!(found("TYPE=btrfs\nPTTYPE=dos\n"), Found::FileSystem(Kind::Btrfs));
@@ -192,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn makes_finds_and_checks_file_systems() {
+    async fn file_systems_are_created_found_and_checked() {
         if !present(&["mkfs.ext4", "e2fsck", "mkfs.xfs", "mkfs.btrfs", "blkid"]) {
             return;
         }
@@ -208,11 +228,15 @@ mod tests {
             check(kind, &path).await.unwrap();
             let refused = format(kind, &path, "--no-such-option").await.unwrap_err();
             assert_eq!(refused.code(), tonic::Code::Internal, "{refused}");
-            let said = refused.message();
-            assert!(said.ends_with("; mkfsOptions = \"--no-such-option\""), "{said}");
-            assert!(said.len() < 200 && !said.to_lowercase().contains("usage"), "{said}");
+            let message = refused.message();
+            assert!(message.ends_with("; mkfsOptions = \"--no-such-option\""), "{message}");
+            assert!(message.len() < 200 && !message.to_lowercase().contains("usage"), "{message}");
         }
         let missing = probe(Path::new("/nonexistent/device")).await;
-        assert_eq!(missing.unwrap(), Found::Nothing, "why a probe alone decides nothing");
+        assert_eq!(
+            missing.unwrap(),
+            Found::Nothing,
+            "the reason why a probe alone does not decide"
+        );
     }
 }

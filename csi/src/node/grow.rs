@@ -1,12 +1,12 @@
-//! Growth of file systems to the size of their device.
+//! Grows file systems to the size of their device.
 //!
 //! | | mounted for writing | mounted read-only | not mounted |
 //! |---|---|---|---|
 //! | ext4 | resize2fs, with CAP_SYS_RESOURCE | no | e2fsck and resize2fs |
-//! | xfs, btrfs | an ioctl on the mount | no | by a mount that is attached nowhere |
+//! | xfs, btrfs | an ioctl on the mount | no | through a detached mount |
 //!
-//! So a volume that is to be mounted read-only is grown before that, and one that cannot grow as it
-//! is mounted grows when it is staged.
+//! So a volume that will be mounted read-only grows before it is mounted, and a volume that cannot
+//! grow while it is mounted grows when it is staged.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -21,21 +21,21 @@ use super::command::{run, succeed};
 use super::fs::{CHECK_LIMIT, Kind, PROBE_LIMIT};
 use super::sys;
 
-/// Time to grow a file system.
+/// Time limit to grow a file system.
 const GROW_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// Blocks that xfs leaves unused at the end of its device: no allocation group is smaller.
 const XFS_GROUP_BLOCKS_MIN: u64 = 64;
-/// Bytes of a sector of a btrfs that we make; the rest of a device is unused.
+/// Bytes of a sector of a btrfs that we format; the rest of a device is unused.
 const BTRFS_SECTOR_BYTES: u64 = 4096;
 
-/// Whether a file system of this kind can grow while it is mounted. The kernel requires
-/// CAP_SYS_RESOURCE for an ext4, and some containers and machines do not have it.
+/// Whether a file system of this kind can grow while it is mounted. For an ext4 the kernel requires
+/// CAP_SYS_RESOURCE, which some containers and machines do not have.
 pub(crate) fn grows_mounted(kind: Kind) -> bool {
     let has = |sets: CapabilitySets| sets.effective.contains(CapabilitySet::SYS_RESOURCE);
     kind != Kind::Ext4 || capabilities(None).is_ok_and(has)
 }
 
-/// Whether an ext4 is as large as its device, by its superblock there.
+/// Whether an ext4 is as large as its device, according to its superblock on the device.
 ///
 /// # Errors
 /// `INTERNAL`: the superblock cannot be read.
@@ -44,7 +44,7 @@ pub(crate) async fn ext4_fills(device: &Path, device_bytes: u64) -> Result<bool,
     Ok(ext4_bytes(&header.stdout).is_none_or(|bytes| bytes >= device_bytes))
 }
 
-/// Size of the ext4 whose superblock `dumpe2fs -h` shows; `None` if that is not understood.
+/// The size of an ext4 in the output of `dumpe2fs -h`; `None` if the output is not understood.
 fn ext4_bytes(header: &str) -> Option<u64> {
     let number = |key: &str| -> Option<u64> {
         header.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok()
@@ -52,11 +52,11 @@ fn ext4_bytes(header: &str) -> Option<u64> {
     number("Block count:")?.checked_mul(number("Block size:")?)
 }
 
-/// Makes an ext4 that is not mounted as large as its device. Unlike one that is mounted, it has to
-/// be checked before, all of it: only for where the other way is barred.
+/// Grows an ext4 that is not mounted to the size of its device. resize2fs requires a full check
+/// before that, so this is only for file systems that cannot grow while they are mounted.
 ///
 /// # Errors
-/// `INTERNAL` with the words of the program.
+/// `INTERNAL` with the message of the program.
 pub(crate) async fn unmounted_ext4(device: &Path, device_bytes: u64) -> Result<(), Status> {
     if ext4_fills(device, device_bytes).await? {
         return Ok(());
@@ -69,21 +69,21 @@ pub(crate) async fn unmounted_ext4(device: &Path, device_bytes: u64) -> Result<(
     succeed("resize2fs", &[device], GROW_LIMIT).await.map(|_| ())
 }
 
-/// Makes a file system that is mounted for writing as large as its device; one that is, stays as it
-/// is. `mount` is its root, or any directory of it.
+/// Grows a file system that is mounted for writing to the size of its device, if it is smaller.
+/// `mount` is its root, or any directory in it.
 ///
 /// # Errors
-/// `FAILED_PRECONDITION`: it cannot grow while it is mounted; `INTERNAL` with the errno, or with the
-/// words of the program.
+/// `FAILED_PRECONDITION`: it cannot grow while it is mounted; `INTERNAL` with the errno or the
+/// message of the program.
 pub(crate) async fn mounted(
     kind: Kind,
     (device, device_bytes): (&Path, u64),
     mount: OwnedFd,
 ) -> Result<(), Status> {
     if kind != Kind::Ext4 {
-        return blocking(move || by_mount(kind, mount.as_fd(), device_bytes)).await;
+        return blocking(move || through_mount(kind, mount.as_fd(), device_bytes)).await;
     }
-    // The program wants the file system for itself.
+    // The program needs exclusive access to the file system.
     drop(mount);
     if grows_mounted(kind) {
         return succeed("resize2fs", &[device], GROW_LIMIT).await.map(|_| ());
@@ -91,7 +91,7 @@ pub(crate) async fn mounted(
     may_grow_mounted(kind, device, device_bytes).await
 }
 
-/// Whether a mounted file system can become so large.
+/// Checks that a mounted file system has `bytes` or can grow.
 ///
 /// # Errors
 /// `FAILED_PRECONDITION`: it is smaller, and cannot grow while it is mounted.
@@ -104,14 +104,14 @@ pub(crate) async fn may_grow_mounted(kind: Kind, device: &Path, bytes: u64) -> R
     Err(Status::failed_precondition(text))
 }
 
-/// The root of a mount, opened for more than naming.
+/// Opens the root of a mount for reading; `mount` may be an `O_PATH` descriptor.
 fn root(mount: BorrowedFd<'_>) -> Result<OwnedFd, Status> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(mount, ".", flags, Mode::empty())
-        .map_err(|errno| Status::internal(format!("cannot open what is mounted: {errno}")))
+        .map_err(|errno| Status::internal(format!("cannot open the root of the mount: {errno}")))
 }
 
-/// Whether an xfs or btrfs is as large as its device, as far as it uses that.
+/// Whether an xfs or btrfs is as large as its device allows.
 ///
 /// # Errors
 /// `INTERNAL` with the errno.
@@ -128,11 +128,15 @@ pub(crate) fn fills(kind: Kind, mount: BorrowedFd<'_>, device_bytes: u64) -> Res
     Ok(bytes >= device_bytes - device_bytes % BTRFS_SECTOR_BYTES)
 }
 
-/// Makes an xfs or btrfs as large as its device by the mount `mount`, which is writable.
+/// Grows an xfs or btrfs to the size of its device through `mount`, which is writable.
 ///
 /// # Errors
 /// `INTERNAL` with the errno.
-pub(crate) fn by_mount(kind: Kind, mount: BorrowedFd<'_>, device_bytes: u64) -> Result<(), Status> {
+pub(crate) fn through_mount(
+    kind: Kind,
+    mount: BorrowedFd<'_>,
+    device_bytes: u64,
+) -> Result<(), Status> {
     if fills(kind, mount, device_bytes)? {
         return Ok(());
     }
@@ -157,7 +161,7 @@ mod tests {
     use crate::node::fs;
 
     #[test]
-    fn reads_what_dumpe2fs_prints() {
+    fn output_of_dumpe2fs_is_parsed() {
         let header =
             "Filesystem UUID: x\nBlock count:              16384\nBlock size:       4096\n";
         assert_eq!(ext4_bytes(header), Some(64 << 20));

@@ -1,17 +1,18 @@
-//! A new identity for the file system of a clone, so that it can be mounted beside its source.
+//! Gives the file system of a clone a new identity, so that it can be mounted beside its source.
 //!
 //! We chose / because / it costs:
 //!
-//! * xfs: mounted with `nouuid`, always / the kernel then mounts copies side by side, and a volume
-//!   whose former device has died as well; nothing has to be rewritten / both have one UUID.
-//! * btrfs: a new fsid by `btrfstune -m` / the kernel takes two devices with one fsid for one file
-//!   system; this changes the superblocks only / a log of fsyncs must be replayed before, which is
-//!   done by mounting it once: what btrfstune writes over an unreplayed log cannot be mounted.
-//!   Beside a mounted source that needs Linux 6.7.
-//! * ext4: a new UUID, if that is a change of the superblocks only, as it is in what we format /
-//!   the kernel does not care, people who mount by UUID do / others keep theirs.
+//! * xfs: always mounted with `nouuid` / then the kernel mounts copies side by side, and also a
+//!   volume whose former device has died; nothing has to be rewritten / source and clone have the
+//!   same UUID.
+//! * btrfs: a new fsid with `btrfstune -m` / the kernel takes two devices with the same fsid for
+//!   one file system; btrfstune changes the superblocks only / the log of fsyncs must be replayed
+//!   before, by mounting the file system once, because after btrfstune a file system with an
+//!   unreplayed log cannot be mounted. Beside a mounted source this needs Linux 6.7.
+//! * ext4: a new UUID, if only the superblocks change, as with our format options / the kernel does
+//!   not need it, but users may mount by UUID / other file systems keep their UUID.
 //!
-//! Each step can be repeated: a second new identity is as good as the first.
+//! Each step can be repeated: a second new identity replaces the first.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,17 +21,17 @@ use tonic::Status;
 
 use super::command::{run, succeed};
 use super::fs::Kind;
-use super::mount;
+use super::{blocking, mount};
 
-/// Time for each of the programs, which change a few blocks.
+/// Time limit for each program; they change a few blocks.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Gives the file system on `device`, which is mounted nowhere and has been checked, an identity
-/// of its own.
+/// Gives the file system on `device` a new identity. It must not be mounted, and must have been
+/// checked.
 ///
 /// # Errors
-/// `INTERNAL` with the words of the program; `FAILED_PRECONDITION` if its source must be unmounted
-/// for that.
+/// `INTERNAL` with the message of the program; `FAILED_PRECONDITION`: its source must be unmounted
+/// first.
 pub(crate) async fn renew(kind: Kind, device: &Path) -> Result<(), Status> {
     match kind {
         Kind::Ext4 => renew_ext4(device).await,
@@ -49,8 +50,8 @@ async fn renew_ext4(device: &Path) -> Result<(), Status> {
     succeed("tune2fs", &["-U".as_ref(), "random".as_ref(), device], LIMIT).await.map(|_| ())
 }
 
-/// Whether a new UUID is a change of an ext4's superblocks alone: it has no checksums of metadata,
-/// or their seed is stored.
+/// Whether a new UUID changes only the superblocks of an ext4: it has no metadata checksums, or it
+/// stores their seed.
 fn superblocks_only(header: &str) -> bool {
     let features = header.lines().find_map(|line| line.strip_prefix("Filesystem features:"));
     let features: Vec<&str> = features.unwrap_or_default().split_whitespace().collect();
@@ -61,24 +62,22 @@ fn superblocks_only(header: &str) -> bool {
 async fn renew_btrfs(device: &Path) -> Result<(), Status> {
     if log_root(device).await? != 0 {
         let path = device.to_owned();
-        let mounting = tokio::task::spawn_blocking(move || mount::replay_log(Kind::Btrfs, &path));
-        let replayed = mounting.await.map_err(|error| Status::internal(error.to_string()))?;
-        replayed.map_err(|status| {
+        blocking(move || Ok(mount::replay_log(Kind::Btrfs, &path))).await?.map_err(|status| {
             Status::failed_precondition(format!(
-                "its log must be replayed before it can be mounted beside its source, and Linux \
-                 before 6.7 does that only while the source is not mounted: {}",
+                "the btrfs log of the clone must be replayed first; before Linux 6.7 this fails \
+                 while the source is mounted: {}",
                 status.message()
             ))
         })?;
         if log_root(device).await? != 0 {
-            let text = format!("{}: btrfs still has a log after a mount", device.display());
+            let text = format!("{}: btrfs still has a log after it was mounted", device.display());
             return Err(Status::internal(text));
         }
     }
     succeed("btrfstune", &["-m".as_ref(), device.as_os_str()], LIMIT).await.map(|_| ())
 }
 
-/// Where the log of fsyncs begins; 0 if there is none.
+/// Address of the log of fsyncs; 0 if there is none.
 async fn log_root(device: &Path) -> Result<u64, Status> {
     let words = ["inspect-internal", "dump-super"].map(AsRef::as_ref);
     let output = run("btrfs", &[&words[..], &[device.as_os_str()]].concat(), LIMIT).await?;
@@ -97,7 +96,7 @@ mod tests {
     use crate::node::fs;
 
     #[test]
-    fn knows_when_a_new_uuid_is_cheap() {
+    fn a_new_uuid_is_cheap_without_checksums_or_with_their_seed() {
         let features = |list: &str| format!("Filesystem UUID: x\nFilesystem features:  {list}\n");
         assert!(superblocks_only(&features("has_journal metadata_csum metadata_csum_seed")));
         assert!(superblocks_only(&features("has_journal extent")));
@@ -113,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_we_format_gets_a_new_identity() {
+    async fn our_formats_get_a_new_identity() {
         if !present(&["mkfs.ext4", "tune2fs", "mkfs.btrfs", "btrfstune", "blkid"]) {
             return;
         }
@@ -123,7 +122,7 @@ mod tests {
             std::fs::File::create(&path).unwrap().set_len(size).unwrap();
             fs::format(kind, &path, "").await.unwrap();
             let before = uuid(&path).await;
-            // Twice: a crash may repeat it.
+            // Twice, as after a crash.
             renew(kind, &path).await.unwrap();
             let between = uuid(&path).await;
             renew(kind, &path).await.unwrap();

@@ -2,20 +2,20 @@
 //!
 //! ```text
 //!  stage ----- device      attach, and the proof of identity before each use
-//!    |    `--- fs          probe, mkfs, fsck, grow        command: programs of others
+//!    |    `--- fs          probe, mkfs, fsck              command: external programs
 //!    |    `--- identity    of a clone's file system
-//!    |    `--- mount       by descriptors                 options: flags by allow-list
+//!    |    `--- mount       by descriptors                 options: allow-list of mount flags
 //!    |    |--- grow        to the size of the device
-//!    |    `--- undo        what a call did that fails
-//!  publish --- paths       without following links        mountinfo: what is mounted
+//!    |    `--- undo        after a failed call
+//!  publish --- paths       without following links        mountinfo: the mounts of the namespace
 //!  stats       space
-//!  expand      growth while it is mounted, or by staging it again
+//!  expand      growth while mounted, or by staging again
 //!  freeze      a clean clone of a mounted file system     sys: kernel calls
 //! ```
 //!
-//! * Nothing is remembered here: what is done is told by the kernel and by the pool's catalogue.
+//! * No state is kept here: the kernel and the pool's catalogue show what has been done.
 //! * Order of checks: required fields, then whether the object exists, then the rest.
-//! * A mount that is not this volume's is never touched, unless its device is dead.
+//! * A mount that does not belong to the volume is never touched, unless its device is dead.
 
 mod command;
 mod device;
@@ -32,7 +32,7 @@ mod publish;
 mod request;
 mod stage;
 mod stats;
-#[expect(unsafe_code, reason = "calls to the kernel that no crate of ours has")]
+#[expect(unsafe_code, reason = "kernel calls that our dependencies lack")]
 mod sys;
 mod undo;
 
@@ -57,22 +57,25 @@ use crate::proto::csi::{
 use crate::validate::required;
 
 use expand::Expansion;
-pub(crate) use fs::Kind;
+pub(crate) use fs::{Kind, format_options};
 pub(crate) use options::MountOptions;
 use publish::Publication;
 use request::Access;
 pub(crate) use stage::set_label;
 
-/// What the service can do.
+/// Capabilities of the service.
 const CAPABILITIES: [Rpc; 4] =
     [Rpc::StageUnstageVolume, Rpc::GetVolumeStats, Rpc::ExpandVolume, Rpc::SingleNodeMultiWriter];
+
+/// The error of publishing without a staging path, for which CSI requires FAILED_PRECONDITION.
+const MISSING_STAGING_PATH: &str = "staging_target_path is missing";
 
 /// The service.
 pub(crate) struct NodeService {
     adapter: Arc<Adapter>,
 }
 
-/// Runs what may block in the kernel on a thread for that.
+/// Runs work that may block in the kernel on a blocking thread.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
@@ -80,8 +83,8 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|error| Err(Status::internal(format!("a bug of pando-csi: {error}"))))
 }
 
-/// A volume that nobody else works on, and the device that it is, if any.
-type Held = (v1::Volume, Option<v1::Attachment>, Locked);
+/// A locked volume, and its device if it is attached.
+type LockedVolume = (v1::Volume, Option<v1::Attachment>, Locked);
 
 impl NodeService {
     pub(crate) const fn new(adapter: Arc<Adapter>) -> Self {
@@ -91,17 +94,18 @@ impl NodeService {
     /// Finds and locks a volume.
     ///
     /// # Errors
-    /// `NOT_FOUND`; `ABORTED` while another operation on it is under way.
-    async fn hold(&self, id: &str) -> Result<Held, Status> {
+    /// `NOT_FOUND`; `ABORTED`: another operation on it is under way.
+    async fn lock(&self, id: &str) -> Result<LockedVolume, Status> {
         let (volume, _) = self.adapter.volume(id).await?;
-        let locked = self.adapter.locks.lock(format!("volume {}", volume.id))?;
-        // Again, for it may have been another operation's a moment ago.
+        let locked = self.adapter.lock_volume(volume.id)?;
+        // Read again: another operation may have changed it before the lock was taken.
         let (volume, attachment) = self.adapter.volume(id).await?;
         Ok((volume, attachment, locked))
     }
 
-    /// The same for ending something: a volume that is gone has to be cleaned up after as well.
-    async fn hold_any(
+    /// Finds and locks a volume for a call that ends something. If the volume is gone, locks the
+    /// path, which has to be cleaned up as well.
+    async fn lock_if_exists(
         &self,
         id: &str,
         path: &str,
@@ -109,7 +113,7 @@ impl NodeService {
         let pool = self.adapter.pool_id().await?;
         match self.adapter.find_volume(&pool, id).await? {
             Found::Here(..) => {
-                let (volume, attachment, locked) = self.hold(id).await?;
+                let (volume, attachment, locked) = self.lock(id).await?;
                 Ok((Some((volume, attachment)), locked))
             }
             Found::Elsewhere | Found::Nowhere => {
@@ -128,8 +132,8 @@ impl Node for NodeService {
         let request = request.into_inner();
         required("volume_id", &request.volume_id)?;
         request::path("staging_target_path", &request.staging_target_path)?;
-        let access = Access::of(request.volume_capability)?;
-        let (volume, attachment, _locked) = self.hold(&request.volume_id).await?;
+        let access = Access::parse(request.volume_capability)?;
+        let (volume, attachment, _locked) = self.lock(&request.volume_id).await?;
         let volume = (&volume, attachment.is_some());
         stage::stage(&self.adapter, volume, &request.staging_target_path, &access).await?;
         Ok(Response::new(NodeStageVolumeResponse {}))
@@ -143,7 +147,7 @@ impl Node for NodeService {
         required("volume_id", &request.volume_id)?;
         let path = &request.staging_target_path;
         request::path("staging_target_path", path)?;
-        let (volume, _locked) = self.hold_any(&request.volume_id, path).await?;
+        let (volume, _locked) = self.lock_if_exists(&request.volume_id, path).await?;
         stage::unstage(&self.adapter, volume, path).await?;
         Ok(Response::new(NodeUnstageVolumeResponse {}))
     }
@@ -159,12 +163,12 @@ impl Node for NodeService {
         let publication = Publication {
             staging: request.staging_target_path,
             target: request.target_path,
-            access: Access::of(request.volume_capability)?,
+            access: Access::parse(request.volume_capability)?,
             read_only: request.readonly,
         };
-        let (volume, attachment, _locked) = self.hold(&request.volume_id).await?;
+        let (volume, attachment, _locked) = self.lock(&request.volume_id).await?;
         if publication.staging.is_empty() {
-            return Err(Status::failed_precondition("staging_target_path is missing"));
+            return Err(Status::failed_precondition(MISSING_STAGING_PATH));
         }
         publish::publish(&self.adapter, &volume, attachment, publication).await?;
         Ok(Response::new(NodePublishVolumeResponse {}))
@@ -177,7 +181,8 @@ impl Node for NodeService {
         let request = request.into_inner();
         required("volume_id", &request.volume_id)?;
         request::path("target_path", &request.target_path)?;
-        let (volume, _locked) = self.hold_any(&request.volume_id, &request.target_path).await?;
+        let (volume, _locked) =
+            self.lock_if_exists(&request.volume_id, &request.target_path).await?;
         let volume = volume.map(|(volume, attachment)| (volume.id, attachment));
         publish::unpublish(&self.adapter, volume, &request.target_path).await?;
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
@@ -203,7 +208,7 @@ impl Node for NodeService {
         required("volume_id", &request.volume_id)?;
         request::path("volume_path", &request.volume_path)?;
         request::short_path("staging_target_path", &request.staging_target_path)?;
-        let access = request.volume_capability.map(|asked| Access::of(Some(asked))).transpose()?;
+        let access = request.volume_capability.map(|some| Access::parse(Some(some))).transpose()?;
         let staging = Some(request.staging_target_path).filter(|path| !path.is_empty());
         let expansion = Expansion {
             staging: staging.unwrap_or_else(|| request.volume_path.clone()),
@@ -211,7 +216,7 @@ impl Node for NodeService {
             range: request.capacity_range,
             access,
         };
-        let (volume, attachment, _locked) = self.hold(&request.volume_id).await?;
+        let (volume, attachment, _locked) = self.lock(&request.volume_id).await?;
         let capacity_bytes = expand::expand(&self.adapter, volume, attachment, expansion).await?;
         Ok(Response::new(NodeExpandVolumeResponse { capacity_bytes }))
     }

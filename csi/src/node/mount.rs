@@ -1,15 +1,15 @@
-//! Mounting through descriptors (fsopen(2), fsmount(2), open_tree(2), move_mount(2)).
+//! Mounts through descriptors (fsopen(2), fsmount(2), open_tree(2), move_mount(2)).
 //!
 //! ```text
 //! file system   fsopen -> fsconfig -> create -> fsmount --+
-//! bind          open_tree of what is staged --------------+--> a mount that is nowhere yet
+//! bind          open_tree of the staged volume -----------+--> a detached mount
 //!                                                              its attributes are set
-//!                                                              move_mount onto the place
+//!                                                              move_mount onto the target
 //! ```
 //!
-//! A mount is complete before anybody sees it, and one that is attached nowhere goes with its
-//! descriptor: a crash in between leaves nothing. These calls can block on a slow device; they are
-//! made on threads for that.
+//! A mount is complete before it becomes visible, and closing the descriptor of a detached mount
+//! unmounts it: a crash in between leaves nothing behind. These calls can block on a slow device,
+//! so they run on blocking threads.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -28,17 +28,15 @@ use super::options::MountOptions;
 use super::paths::Place;
 use super::sys;
 
-/// Bytes of one message of the kernel about a mount that fails.
+/// Maximum length of a kernel message about a failed mount.
 const MESSAGE_BYTES: usize = 1024;
-/// Messages that are read.
+/// Maximum number of messages that are read.
 const MESSAGES_MAX: usize = 8;
 
-/// Mounts the file system on `device`, nowhere yet: [`attach`] gives it a place, dropping it
-/// unmounts it. One that is to be read-only is made as large as its device first, if it is an xfs
-/// or btrfs.
+/// As [`file_system`], but a read-only xfs or btrfs is first grown to the size of its device.
 ///
 /// # Errors
-/// As [`file_system`]; `INTERNAL` if it cannot grow.
+/// As [`file_system`]; `INTERNAL`: it cannot grow.
 pub(crate) fn grown_file_system(
     kind: Kind,
     (device, device_bytes): (&Path, u64),
@@ -49,17 +47,17 @@ pub(crate) fn grown_file_system(
     if !grows || grow::fills(kind, mounted.as_fd(), device_bytes)? {
         return Ok(mounted);
     }
-    // The kernel does not give one device two file systems, one of them read-only.
+    // The kernel does not mount one device read-only and writable at the same time.
     drop(mounted);
-    grow::by_mount(kind, file_system(kind, device, &nowhere())?.as_fd(), device_bytes)?;
+    grow::through_mount(kind, file_system(kind, device, &detached())?.as_fd(), device_bytes)?;
     file_system(kind, device, options)
 }
 
-/// Mounts the file system on `device`, nowhere yet: [`attach`] gives it a place, dropping it
-/// unmounts it.
+/// Creates a detached mount of the file system on `device`. [`attach`] attaches it to a path;
+/// dropping it unmounts it.
 ///
 /// # Errors
-/// `INTERNAL` with the kernel's words; `INVALID_ARGUMENT` if it does not take one of the options.
+/// `INTERNAL` with the message of the kernel; `INVALID_ARGUMENT`: the kernel refuses an option.
 pub(crate) fn file_system(
     kind: Kind,
     device: &Path,
@@ -69,16 +67,16 @@ pub(crate) fn file_system(
     let context = fsopen(kind.name(), FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|errno| Status::internal(format!("this kernel cannot mount {kind}: {errno}")))?;
     let refused = |option: &str, errno: Errno| {
-        let words = words(&context);
-        Status::invalid_argument(format!("{kind} refuses the option {option}: {errno}{words}"))
+        let messages = messages(&context);
+        Status::invalid_argument(format!("{kind} refuses the option {option}: {errno}{messages}"))
     };
     fsconfig_set_string(context.as_fd(), "source", device)
-        .map_err(|errno| Status::internal(format!("{shown}: {errno}{}", words(&context))))?;
+        .map_err(|errno| Status::internal(format!("{shown}: {errno}{}", messages(&context))))?;
     if options.read_only() {
         fsconfig_set_flag(context.as_fd(), "ro").map_err(|errno| refused("ro", errno))?;
     }
-    // A copy has the UUID of its source, and so has the mount of a device that has died. The option
-    // is set here alone: a class may name it as well.
+    // A copy has the UUID of its source, and a mount of a dead device may have the same UUID.
+    // Options of a class cannot set it twice: `MountOptions` drops it.
     if kind == Kind::Xfs {
         fsconfig_set_flag(context.as_fd(), "nouuid").map_err(|errno| refused("nouuid", errno))?;
     }
@@ -90,44 +88,45 @@ pub(crate) fn file_system(
         set.map_err(|errno| refused(name, errno))?;
     }
     let failed = |errno: Errno| {
-        Status::internal(format!("cannot mount {kind} on {shown}: {errno}{}", words(&context)))
+        Status::internal(format!("cannot mount {kind} on {shown}: {errno}{}", messages(&context)))
     };
     fsconfig_create(context.as_fd()).map_err(failed)?;
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, options.attributes).map_err(failed)
 }
 
-/// Whether the kernel runs with SELinux: it has its file system then, mounted here or not.
+/// Whether the kernel runs with SELinux: then it supports selinuxfs, whether that is mounted or
+/// not.
 fn selinux() -> bool {
-    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    known.lines().any(|line| line.ends_with("\tselinuxfs"))
+    let supported = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    supported.lines().any(|line| line.ends_with("\tselinuxfs"))
 }
 
-/// What the kernel says about the context of a mount, ready to be put after an errno.
-fn words(context: &OwnedFd) -> String {
-    let mut words = String::new();
+/// The messages of the kernel about the context of a mount, to be appended to an errno.
+fn messages(context: &OwnedFd) -> String {
+    let mut messages = String::new();
     let mut message = [0; MESSAGE_BYTES];
     for _ in 0..MESSAGES_MAX {
         let Ok(length) = rustix::io::read(context, &mut message) else { break };
         let text = String::from_utf8_lossy(message.get(..length).unwrap_or_default());
         // "e " is an error, "w " a warning, "i " information.
         let text = text.trim_end().get(2..).unwrap_or_default();
-        words.push_str(if words.is_empty() { ": " } else { "; " });
-        words.push_str(text);
+        messages.push_str(if messages.is_empty() { ": " } else { "; " });
+        messages.push_str(text);
     }
-    words
+    messages
 }
 
-/// Gives a mount that is nowhere yet its place: onto `target`, an open file or directory there.
+/// Attaches a detached mount to `target`, an open file or directory.
 ///
 /// # Errors
 /// `INTERNAL` with the errno.
 pub(crate) fn attach(mount: &OwnedFd, target: &OwnedFd, place: &Place) -> Result<(), Status> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount.as_fd(), "", target.as_fd(), "", flags)
-        .map_err(|errno| place.failed("cannot mount there", &errno))
+        .map_err(|errno| place.failed("cannot attach the mount", &errno))
 }
 
-/// Mounts what `source` is, a directory or a device node, onto `target` as well.
+/// Bind mounts `source`, a directory or a device node, onto `target`.
 ///
 /// # Errors
 /// `INTERNAL` with the errno.
@@ -141,10 +140,10 @@ pub(crate) fn bind(
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(source, "", flags)
-        .map_err(|errno| place.failed("cannot take what is staged", &errno))?;
+        .map_err(|errno| place.failed("cannot clone the staged mount", &errno))?;
     if read_only {
         sys::make_read_only(tree.as_fd())
-            .map_err(|errno| place.failed("cannot make it read-only", &errno))?;
+            .map_err(|errno| place.failed("cannot make the mount read-only", &errno))?;
     }
     attach(&tree, target, place)
 }
@@ -152,27 +151,27 @@ pub(crate) fn bind(
 /// How to unmount.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unmount {
-    /// Fails while it is in use; when it returns, the file system has let go of its device.
-    Whole,
-    /// Takes it away from its place at once, and ends it with its last user. For file systems
-    /// whose device is gone.
+    /// Fails while it is in use. When it returns, the file system has released its device.
+    WhenUnused,
+    /// Detaches it from its path at once; it ends with its last user. For file systems whose device
+    /// is gone.
     Detached,
 }
 
-/// Unmounts what is mounted at the place, the topmost of several. No link is followed, and the
-/// file system itself is not asked.
+/// Unmounts the topmost mount at a place; succeeds if there is none. Follows no link and does not
+/// access the file system.
 ///
 /// # Errors
-/// `FAILED_PRECONDITION`: in use; `INTERNAL` with the errno. Nothing mounted there is no error.
+/// `FAILED_PRECONDITION`: in use; `INTERNAL` with the errno.
 pub(crate) fn unmount(place: &Place, how: Unmount) -> Result<(), Status> {
     let flags = match how {
-        Unmount::Whole => UnmountFlags::NOFOLLOW,
+        Unmount::WhenUnused => UnmountFlags::NOFOLLOW,
         Unmount::Detached => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
     };
     match unmount_path(place.through_parent(), flags) {
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
         Err(Errno::BUSY) => Err(Status::failed_precondition(format!(
-            "{}: in use; end what has files open there",
+            "{} is in use: end the processes that have files open there",
             place.shown()
         ))),
         Err(errno) => Err(place.failed("cannot unmount", &errno)),
@@ -184,11 +183,11 @@ pub(crate) fn unmount(place: &Place, how: Unmount) -> Result<(), Status> {
 /// # Errors
 /// As [`file_system`].
 pub(crate) fn replay_log(kind: Kind, device: &Path) -> Result<(), Status> {
-    file_system(kind, device, &nowhere()).map(drop)
+    file_system(kind, device, &detached()).map(drop)
 }
 
-/// Options of a mount that is attached nowhere, for what the kernel does while it is there.
-fn nowhere() -> MountOptions {
+/// Options of a mount that is never attached: it exists only for what the kernel does with it.
+fn detached() -> MountOptions {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;

@@ -1,4 +1,4 @@
-//! The mounts of this process's namespace, as the kernel lists them in `/proc/self/mountinfo`
+//! The mounts of the namespace of this process, from `/proc/self/mountinfo`
 //! (proc_pid_mountinfo(5)). A line of it:
 //!
 //! ```text
@@ -7,8 +7,9 @@
 //!   parent                                        separator
 //! ```
 //!
-//! Blanks and backslashes in names are octal escapes. Names come from whoever mounts, so nothing
-//! in a line is trusted: a line that is not understood is left out, and the text has a bound.
+//! Spaces and backslashes in names are octal escapes. Names come from any process that mounts, so
+//! no line is trusted: lines that are not understood are skipped, and the length of the text is
+//! limited.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,8 +17,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Dev, Mode, OFlags, makedev, open, stat};
+use tonic::Status;
 
-/// Bytes of mountinfo that are read: some 400,000 mounts, four times what the kernel allows.
+/// Maximum length of mountinfo: some 400,000 mounts, four times the limit of the kernel.
 const BYTES_MAX: u64 = 64 << 20;
 
 /// One mount.
@@ -25,26 +27,26 @@ const BYTES_MAX: u64 = 64 << 20;
 pub(crate) struct Mount {
     /// Identity of the mount, unique while it exists.
     pub(crate) id: u64,
-    /// Device of the superblock; btrfs shows one that no device node has.
+    /// Device of the superblock; that of a btrfs has no device node.
     pub(crate) dev: Dev,
-    /// What of the file system is mounted.
+    /// The directory of the file system that is mounted.
     pub(crate) root: Vec<u8>,
-    /// Where.
+    /// The mount point.
     pub(crate) point: Vec<u8>,
-    /// The mount, or the file system on it, refuses writes.
+    /// The mount or its file system is read-only.
     pub(crate) read_only: bool,
-    /// Label of SELinux that all of it was given when it was mounted.
+    /// SELinux label that was set for the whole mount.
     pub(crate) context: Option<String>,
     /// Type of the file system.
     pub(crate) fs: String,
-    /// What was named when it was mounted; for a disk its device.
+    /// The source that was given to mount; the device, for a disk.
     pub(crate) source: Vec<u8>,
 }
 
 impl Mount {
-    /// Whether this is the file system on the block device `device`, whose number is `number`.
-    /// The number alone does not do: btrfs has its own. The source alone does not do either:
-    /// the node may by now be another device.
+    /// Whether this is the file system on the block device `device` with number `number`. The
+    /// number alone is not enough, because a btrfs has a number of its own. The source alone is not
+    /// enough either, because the node may be of another device by now.
     pub(crate) fn is_of(&self, device: &Path, number: Dev) -> bool {
         self.dev == number || (self.fs == "btrfs" && self.source == path_bytes(device))
     }
@@ -58,17 +60,17 @@ impl Mount {
 }
 
 impl Mount {
-    /// Opens the root of what is mounted there.
+    /// Opens the root of the mount.
     ///
     /// # Errors
-    /// It cannot be opened, or something else was mounted over it.
+    /// It cannot be opened, or another mount covers it.
     pub(crate) fn open_root(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = open(self.point.as_slice(), flags, Mode::empty())?;
         if mount_id(opened.as_fd())? == self.id {
             return Ok(opened);
         }
-        Err(io::Error::other("its mount is covered by another"))
+        Err(io::Error::other("another mount covers it"))
     }
 }
 
@@ -76,21 +78,27 @@ fn path_bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_encoded_bytes()
 }
 
-/// All mounts, those mounted later after those they cover.
+/// All mounts. A mount comes after those that it covers.
 ///
 /// # Errors
-/// `/proc` cannot be read, or is beyond the bound.
-pub(crate) fn mounts() -> io::Result<Vec<Mount>> {
-    let mut text = Vec::new();
-    File::open("/proc/self/mountinfo")?.take(BYTES_MAX).read_to_end(&mut text)?;
-    if text.len() as u64 == BYTES_MAX {
-        return Err(io::Error::other("/proc/self/mountinfo: more mounts than can be"));
-    }
+/// `INTERNAL`: `/proc` cannot be read, or the text is too long.
+pub(crate) fn mounts() -> Result<Vec<Mount>, Status> {
+    let text = read_all();
+    let text = text.map_err(|error| Status::internal(format!("/proc/self/mountinfo: {error}")))?;
     Ok(parse(&text))
 }
 
-/// The mount that a descriptor is on. `/proc` is asked and not the file: its file system may be
-/// dead.
+fn read_all() -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::open("/proc/self/mountinfo")?.take(BYTES_MAX).read_to_end(&mut text)?;
+    if text.len() as u64 == BYTES_MAX {
+        return Err(io::Error::other(format!("longer than {BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}
+
+/// Identity of the mount that a descriptor is on. It is read from `/proc` and not from the file,
+/// whose file system may be dead.
 ///
 /// # Errors
 /// `/proc` cannot be read.
@@ -102,7 +110,7 @@ pub(crate) fn mount_id(opened: BorrowedFd<'_>) -> io::Result<u64> {
     id.ok_or_else(|| io::Error::other(format!("{path}: no mnt_id")))
 }
 
-/// The mounts that a text lists.
+/// Parses the lines of mountinfo.
 fn parse(text: &[u8]) -> Vec<Mount> {
     text.split(|byte| *byte == b'\n').filter_map(line).collect()
 }
@@ -123,7 +131,7 @@ fn line(line: &[u8]) -> Option<Mount> {
     Some(Mount { id, dev, root, point, read_only, context: context(of_superblock), fs, source })
 }
 
-/// The value of the option `context`, which has quotes around it if there is a comma in it.
+/// The value of the option `context`, which is quoted if it contains a comma.
 fn context(options: &[u8]) -> Option<String> {
     let options = String::from_utf8(unescaped(options)).ok()?;
     let options = format!(",{options}");
@@ -148,7 +156,7 @@ fn has(options: &[u8], option: &[u8]) -> bool {
     options.split(|byte| *byte == b',').any(|one| one == option)
 }
 
-/// Replaces `\ooo` by the byte; anything else is taken as it is.
+/// Replaces `\ooo` by the byte; everything else is unchanged.
 fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -169,7 +177,7 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
 
 fn escape(text: &[u8]) -> Option<u8> {
     let digits = text.get(..4)?.strip_prefix(b"\\")?;
-    // A sign would be taken for part of a number.
+    // `from_str_radix` would accept a sign.
     digits.iter().all(u8::is_ascii_digit).then_some(())?;
     u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
 }
@@ -179,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_the_kernel_writes() {
+    fn lines_of_the_kernel_are_parsed() {
         let text = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime shared:1 master:2 - ext3 /dev/r rw\n\
             29 1 0:26 / /sys ro,nosuid - sysfs none rw\n\
             40 1 7:3 / /v rw - xfs /dev/loop3 ro,nouuid\n";
@@ -192,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_labels_of_selinux() {
+    fn selinux_labels_are_parsed() {
         let of = |options: &[u8]| context(options);
         let label = "system_u:object_r:container_file_t:s0:c1,c2";
         assert_eq!(of(format!("rw,context=\"{label}\",nouuid").as_bytes()).as_deref(), Some(label));
@@ -203,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_out_what_it_does_not_understand() {
+    fn invalid_lines_are_skipped() {
         let texts: [&[u8]; 8] = [
             b"",
             b"\n\n",
@@ -224,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_escapes_are_taken_as_they_are() {
+    fn invalid_escapes_are_unchanged() {
         for (field, bytes) in [
             (&b"a\\134b"[..], &b"a\\b"[..]),
             (b"\\", b"\\"),
@@ -238,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn sees_the_mounts_of_this_machine() {
+    fn the_mounts_of_this_machine_are_found() {
         let mounts = mounts().unwrap();
         assert!(mounts.iter().any(|mount| mount.point == b"/proc" && mount.fs == "proc"));
     }

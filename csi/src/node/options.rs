@@ -1,22 +1,23 @@
-//! Mount flags by allow-list. What Kubernetes calls mount options is text from a StorageClass; only
-//! options of these lists reach the kernel, each as a parameter of its own, so that no text can
-//! smuggle in another one. A mount is nosuid and nodev unless asked otherwise.
+//! The allow-list of mount flags. Mount options of Kubernetes are text from a StorageClass. Only
+//! options on these lists reach the kernel, each as a separate parameter, so no text can inject
+//! another option. Mounts are nosuid and nodev unless requested otherwise.
 //!
-//! kubelet adds the label of a pod on hosts with SELinux, in quotes because of its comma, as mount(8)
-//! reads it: `context="system_u:object_r:container_file_t:s0:c1,c2"`. As mount(8) does, we leave such
-//! labels out where the kernel has no SELinux.
+//! On hosts with SELinux kubelet adds the label of a pod in the syntax of mount(8), quoted because
+//! of its comma: `context="system_u:object_r:container_file_t:s0:c1,c2"`. Like mount(8), we drop
+//! such labels if the kernel runs without SELinux.
 
 use rustix::mount::MountAttrFlags;
 use tonic::Status;
 
 use super::fs::Kind;
 
-/// Labels of SELinux that a mount can be given.
+/// Options that set SELinux labels of a mount.
 const CONTEXTS: [&str; 4] = ["context", "fscontext", "defcontext", "rootcontext"];
-/// Options in a request.
+/// Maximum number of options in a request.
 const OPTIONS_MAX: usize = 32;
 
-/// Options of a file system that are flags. No volume may panic its node: `errors=panic` is none.
+/// Options of a file system without a value. `errors=panic` is missing, because no volume may panic
+/// its node.
 const EXT4_FLAGS: [&str; 7] = [
     "discard",
     "nodiscard",
@@ -29,36 +30,36 @@ const EXT4_FLAGS: [&str; 7] = [
 const XFS_FLAGS: [&str; 6] = ["discard", "nodiscard", "lazytime", "largeio", "inode64", "swalloc"];
 const BTRFS_FLAGS: [&str; 8] =
     ["discard", "nodiscard", "lazytime", "autodefrag", "ssd", "nossd", "compress", "datacow"];
-/// Options of a file system that have a value.
+/// Options of a file system with a value.
 const EXT4_VALUES: [&str; 3] = ["commit", "data", "stripe"];
 const XFS_VALUES: [&str; 3] = ["allocsize", "logbufs", "logbsize"];
 const BTRFS_VALUES: [&str; 5] = ["commit", "compress", "compress-force", "discard", "max_inline"];
 
-/// How a file system is to be mounted.
+/// The options of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MountOptions {
-    /// Attributes of the mount, `nosuid` and `nodev` among them unless lifted.
+    /// Attributes of the mount; `nosuid` and `nodev` by default.
     pub(crate) attributes: MountAttrFlags,
-    /// Options of the file system: a name, and a value if it has one.
+    /// Options of the file system: a name, and a value if the option has one.
     pub(crate) settings: Vec<(String, Option<String>)>,
-    /// Labels of SELinux: one of [`CONTEXTS`], and its value without quotes.
+    /// SELinux labels: one of [`CONTEXTS`], and its value without quotes.
     pub(crate) contexts: Vec<(String, String)>,
 }
 
 impl MountOptions {
-    /// Reads mount flags for a file system of `kind`.
+    /// Parses mount flags for a file system of `kind`.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT`: an option that is not on the list.
     pub(crate) fn parse(kind: Kind, flags: &[String]) -> Result<Self, Status> {
         let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         let mut options = Self { attributes, settings: Vec::new(), contexts: Vec::new() };
-        // One entry of the list may hold several options, as mount(8) takes them.
+        // As with mount(8), an entry may contain several options.
         let mut count = 0;
         for flag in flags {
             for option in split(flag)? {
                 if count == OPTIONS_MAX {
-                    let text = format!("mount_flags: more than {OPTIONS_MAX}");
+                    let text = format!("mount_flags has more than {OPTIONS_MAX} options");
                     return Err(Status::invalid_argument(text));
                 }
                 count += 1;
@@ -68,7 +69,7 @@ impl MountOptions {
         Ok(options)
     }
 
-    /// The parameters that the kernel is given, on a host with or without SELinux.
+    /// The parameters for the kernel, on a host with or without SELinux.
     pub(crate) fn parameters(&self, selinux: bool) -> impl Iterator<Item = (&str, Option<&str>)> {
         let contexts = self.contexts.iter().filter(move |_| selinux);
         let contexts = contexts.map(|(name, value)| (name.as_str(), Some(value.as_str())));
@@ -76,12 +77,12 @@ impl MountOptions {
         settings.map(|(name, value)| (name.as_str(), value.as_deref())).chain(contexts)
     }
 
-    /// Whether writes are to be refused.
+    /// Whether the mount is read-only.
     pub(crate) fn read_only(&self) -> bool {
         self.attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY)
     }
 
-    /// Refuse writes.
+    /// Makes the mount read-only.
     pub(crate) fn set_read_only(&mut self) {
         self.attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
     }
@@ -109,20 +110,20 @@ impl MountOptions {
             self.contexts.push((name.to_owned(), value.to_owned()));
             return Ok(());
         }
-        // Every xfs is mounted so.
+        // Every xfs is mounted with it.
         if kind == Kind::Xfs && option == "nouuid" {
             return Ok(());
         }
         let plain = all(|c| c.is_ascii_alphanumeric() || matches!(c, ':' | '-' | '_'));
         if !(flags.contains(&option) || values.contains(&name) && plain) {
-            let text = format!("mount flag {option:?} is not one for {kind}");
+            let text = format!("mount flag {option:?} is not supported for {kind}");
             return Err(Status::invalid_argument(text));
         }
         self.settings.push((name.to_owned(), value.map(str::to_owned)));
         Ok(())
     }
 
-    /// Adds an option that every file system has; `false` if it is none.
+    /// Adds an option that every file system has. Returns `false` for other options.
     fn add_attribute(&mut self, option: &str) -> bool {
         use MountAttrFlags as Flags;
         let times = Flags::MOUNT_ATTR_NOATIME | Flags::MOUNT_ATTR_STRICTATIME;
@@ -148,10 +149,10 @@ impl MountOptions {
     }
 }
 
-/// The options of one entry: what is between commas, but for those in quotes.
+/// Splits an entry at its commas, except for commas in quotes.
 ///
 /// # Errors
-/// `INVALID_ARGUMENT`: a quotation mark without its partner.
+/// `INVALID_ARGUMENT`: an unclosed quotation mark.
 fn split(flag: &str) -> Result<Vec<&str>, Status> {
     let mut quoted = false;
     let options = flag.split(|c| {
@@ -160,7 +161,7 @@ fn split(flag: &str) -> Result<Vec<&str>, Status> {
     });
     let options = options.collect();
     if quoted {
-        let text = format!("mount flag {flag:?}: a quotation mark has no partner");
+        let text = format!("mount flag {flag:?} has an unclosed quotation mark");
         return Err(Status::invalid_argument(text));
     }
     Ok(options)
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn nosuid_and_nodev_unless_asked_otherwise() {
+    fn mounts_are_nosuid_and_nodev_by_default() {
         let default = Flags::MOUNT_ATTR_NOSUID | Flags::MOUNT_ATTR_NODEV;
         assert_eq!(parse(Kind::Ext4, &[]).unwrap().attributes, default);
         assert_eq!(parse(Kind::Xfs, &["suid", "dev"]).unwrap().attributes, Flags::empty());
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_of_selinux_are_read_in_quotes_and_passed_without() {
+    fn selinux_labels_are_passed_without_their_quotes() {
         let label = "system_u:object_r:container_file_t:s0:c1,c2";
         let quoted = format!("context=\"{label}\"");
         let several = format!("noatime,{quoted},discard");
@@ -221,7 +222,7 @@ mod tests {
             let passed: Vec<_> = options.parameters(true).collect();
             assert_eq!(passed, [("discard", None), ("context", Some(label))]);
             let passed: Vec<_> = options.parameters(false).collect();
-            assert_eq!(passed, [("discard", None)], "not where the kernel has no SELinux");
+            assert_eq!(passed, [("discard", None)], "without SELinux in the kernel");
         }
         let plain = parse(Kind::Ext4, &["fscontext=system_u:object_r:fs_t:s0"]).unwrap();
         assert_eq!(plain.parameters(true).count(), 1);
@@ -241,14 +242,14 @@ mod tests {
     }
 
     #[test]
-    fn nouuid_is_taken_for_xfs() {
+    fn nouuid_is_accepted_for_xfs() {
         let options = parse(Kind::Xfs, &["nouuid,discard"]).unwrap();
         assert_eq!(options.parameters(true).collect::<Vec<_>>(), [("discard", None)]);
         assert!(parse(Kind::Ext4, &["nouuid"]).is_err());
     }
 
     #[test]
-    fn what_is_not_on_the_list_is_refused() {
+    fn options_that_are_not_on_the_list_are_refused() {
         let many = vec!["ro"; OPTIONS_MAX + 1];
         assert!(parse(Kind::Ext4, &many).is_err());
         assert!(parse(Kind::Ext4, &many[1..]).is_ok());

@@ -1,8 +1,8 @@
-//! Publishing: what is staged appears at the path of a pod, by a bind mount. For a file system the
-//! root of what is staged is bound onto a directory, for a raw device its node onto a file.
+//! Publishes a staged volume at the path of a pod with a bind mount: of the root of the staged file
+//! system onto a directory, or of a raw device's node onto a file.
 //!
-//! The source is a descriptor that was verified, the target a name in an open directory, and the
-//! mount is read-only before it appears, if it is to be: nothing can be exchanged in between.
+//! The source is a verified descriptor, the target is a name in an open directory, and a read-only
+//! mount is read-only before it becomes visible. So nothing can be exchanged in between.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -19,22 +19,22 @@ use super::mount::{self, Unmount};
 use super::options::MountOptions;
 use super::paths::Place;
 use super::request::Access;
-use super::stage::{devices, stage, targets, unmount_all};
+use super::stage::{devices, foreign, stage, targets, unmount_all};
 use super::{blocking, fs::Kind};
 
-/// What to publish, and where.
+/// A request to publish a volume.
 pub(crate) struct Publication {
     pub(crate) staging: String,
     pub(crate) target: String,
     pub(crate) access: Access,
-    /// Refuse writes at this target.
+    /// Mount it read-only at this target.
     pub(crate) read_only: bool,
 }
 
 /// Publishes a volume that the caller has locked.
 ///
 /// # Errors
-/// As the table of `NodePublishVolume` says.
+/// As the error table of `NodePublishVolume` in the CSI specification.
 pub(crate) async fn publish(
     adapter: &Adapter,
     volume: &v1::Volume,
@@ -43,14 +43,14 @@ pub(crate) async fn publish(
 ) -> Result<(), Status> {
     let name = volume.name.clone();
     let mut attachment = attachment;
-    let restages = volume.labels.contains_key(labels::RESTAGING);
-    if restages || died(adapter, volume, attachment.clone(), &publication).await? {
-        let why = if restages {
+    let interrupted = volume.labels.contains_key(labels::RESTAGING);
+    if interrupted || is_dead(adapter, volume, attachment.clone(), &publication).await? {
+        let why = if interrupted {
             "its growth was interrupted"
         } else {
             "its device died with an earlier daemon"
         };
-        tracing::warn!(volume = name, why, "stages it again");
+        tracing::warn!(volume = name, why, "staging a volume again");
         let before = (volume, attachment.is_some());
         stage(adapter, before, &publication.staging, &publication.access).await?;
         attachment = adapter.daemon.find(by_number(volume.id)).await?.and_then(|found| found.1);
@@ -59,13 +59,13 @@ pub(crate) async fn publish(
         .ok_or_else(|| Status::failed_precondition(format!("volume {name} is not staged")))?;
     let device = Device::verify(&attachment, volume.id)?;
     let (_, live) = devices(adapter, Some((volume.id, None))).await?;
-    blocking(move || publish_now(&name, &device, &live, &publication)).await
+    blocking(move || bind_mount(&name, &device, &live, &publication)).await
 }
 
-/// Whether the file system of this volume was staged on a device that is dead now. kubelet does not
-/// stage it again as long as it has a pod for it, and it has one if the next is there when the
-/// last one goes.
-async fn died(
+/// Whether the volume was staged on a device that is dead now. kubelet does not stage it again as
+/// long as it has a pod for it, which is always the case if the next pod arrives before the last
+/// one ends.
+async fn is_dead(
     adapter: &Adapter,
     volume: &v1::Volume,
     attachment: Option<v1::Attachment>,
@@ -84,7 +84,7 @@ async fn died(
     .await
 }
 
-fn publish_now(
+fn bind_mount(
     name: &str,
     device: &Device,
     live: &[v1::Attachment],
@@ -92,24 +92,20 @@ fn publish_now(
 ) -> Result<(), Status> {
     let source = source(name, device, publication)?;
     let read_only = read_only(publication, &source)?;
-    let target = Place::of("target_path", &publication.target)?;
+    let target = Place::existing_parent("target_path", &publication.target)?;
     while let Some(found) = target.mount()? {
         match owner(&found, Some(device), live) {
             Owner::Volume if found.read_only == read_only => return Ok(()),
             Owner::Volume => {
                 return Err(Status::already_exists(format!(
-                    "volume {name} is published at {} with read-only: {}",
+                    "volume {name} is already published at {} with read-only: {}",
                     target.shown(),
                     found.read_only
                 )));
             }
             Owner::Dead => mount::unmount(&target, Unmount::Detached)?,
             Owner::Another => {
-                return Err(Status::already_exists(format!(
-                    "{}: something else is mounted there: {}",
-                    target.shown(),
-                    found.fs
-                )));
+                return Err(Status::already_exists(foreign(&target, &found)));
             }
         }
     }
@@ -117,38 +113,38 @@ fn publish_now(
         let staging = publication.staging.trim_end_matches('/').as_bytes();
         if let Some(other) = targets(device, staging)?.first() {
             let other = String::from_utf8_lossy(other);
-            let text = format!("volume {name}: its single writer is at {other}");
+            let text = format!("volume {name} has a single writer and is published at {other}");
             return Err(Status::failed_precondition(text));
         }
     }
-    onto_target(&target, || {
+    create_target(&target, || {
         let onto = match publication.access {
             Access::Mount { .. } => empty_directory(&target)?,
-            Access::Block { .. } => target.make_file()?,
+            Access::Block { .. } => target.create_file()?,
         };
         mount::bind(source.opened.as_fd(), read_only, &onto, &target)
     })
 }
 
-/// Makes a target and mounts something onto it. If that fails, no target is left that was not there
-/// before.
-fn onto_target(target: &Place, work: impl FnOnce() -> Result<(), Status>) -> Result<(), Status> {
-    let was_there = target.open()?.is_some();
+/// Runs `work`, which creates a target and mounts onto it. If it fails, a target that did not exist
+/// before is removed.
+fn create_target(target: &Place, work: impl FnOnce() -> Result<(), Status>) -> Result<(), Status> {
+    let existed = target.open()?.is_some();
     work().inspect_err(|_| {
-        if !was_there && let Err(left) = target.remove() {
-            tracing::warn!(target = target.shown(), why = left.message(), "a target is left");
+        if !existed && let Err(left) = target.remove() {
+            tracing::warn!(target = target.shown(), why = left.message(), "cannot remove a target");
         }
     })
 }
 
-/// What is bound.
+/// The source of the bind mount.
 struct Source {
     opened: OwnedFd,
-    /// The file system that it is, `None` for a device, and whether that refuses writes.
+    /// Kind of the file system, and whether it is read-only; `None` for a device.
     file_system: Option<(Kind, bool)>,
 }
 
-/// Opens and verifies what is staged.
+/// Opens and verifies the staged volume.
 fn source(name: &str, device: &Device, publication: &Publication) -> Result<Source, Status> {
     if matches!(publication.access, Access::Block { .. }) {
         return Ok(Source { opened: device.node()?, file_system: None });
@@ -165,25 +161,27 @@ fn source(name: &str, device: &Device, publication: &Publication) -> Result<Sour
     Ok(Source { opened, file_system: Some((kind, mounted.read_only)) })
 }
 
-/// Whether the target is to refuse writes. The flags are the same as at staging and have their
-/// effect there; here they are checked.
+/// Whether the target is read-only. The mount flags have their effect when the volume is staged;
+/// here they are only checked.
 fn read_only(publication: &Publication, source: &Source) -> Result<bool, Status> {
-    let asked = publication.read_only || publication.access.read_only();
+    let requested = publication.read_only || publication.access.read_only();
     match (&publication.access, source.file_system) {
         (Access::Mount { flags, .. }, Some((kind, staged_read_only))) => {
             let options = MountOptions::parse(kind, flags)?;
-            Ok(asked || staged_read_only || options.read_only())
+            Ok(requested || staged_read_only || options.read_only())
         }
-        _ => Ok(asked),
+        _ => Ok(requested),
     }
 }
 
-/// Makes the directory to mount onto. What is in one that exists would be hidden, so it is refused.
+/// Creates the directory to mount onto. Refuses a directory that is not empty, because the mount
+/// would hide its content.
 fn empty_directory(target: &Place) -> Result<OwnedFd, Status> {
-    let directory = target.make_directory()?;
+    let directory = target.create_directory()?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let entries = openat(&directory, ".", flags, Mode::empty()).and_then(Dir::new);
-    let mut entries = entries.map_err(|errno| target.failed("cannot read it", &errno))?;
+    let mut entries =
+        entries.map_err(|errno| target.failed("cannot read the directory", &errno))?;
     let other = entries.find(|entry| {
         entry
             .as_ref()
@@ -191,15 +189,15 @@ fn empty_directory(target: &Place) -> Result<OwnedFd, Status> {
     });
     match other {
         None => Ok(directory),
-        Some(_) => Err(Status::failed_precondition(format!("{}: not empty", target.shown()))),
+        Some(_) => Err(Status::failed_precondition(format!("{} is not empty", target.shown()))),
     }
 }
 
-/// Ends the publishing of a volume that the caller has locked, and removes the target. `volume` is
-/// `None` if there is no such volume.
+/// Unmounts a target and removes it. The caller has locked the volume, which is `None` if it does
+/// not exist.
 ///
 /// # Errors
-/// `FAILED_PRECONDITION`: in use, or another volume's.
+/// `FAILED_PRECONDITION`: it is in use, or something else is mounted there.
 pub(crate) async fn unpublish(
     adapter: &Adapter,
     volume: Option<(u64, Option<v1::Attachment>)>,
@@ -219,20 +217,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_that_was_made_in_vain_is_removed() {
+    fn a_target_is_removed_if_the_mount_fails() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("target");
-        let target = Place::of("target_path", path.to_str().unwrap()).unwrap();
+        let target = Place::existing_parent("target_path", path.to_str().unwrap()).unwrap();
         let fails = || Err(Status::internal("the mount fails"));
         for _ in 0..2 {
-            let made = onto_target(&target, || target.make_directory().and_then(|_| fails()));
-            assert!(made.is_err() && !path.exists());
-            let made = onto_target(&target, || target.make_file().and_then(|_| fails()));
-            assert!(made.is_err() && !path.exists());
+            let result = create_target(&target, || target.create_directory().and_then(|_| fails()));
+            assert!(result.is_err() && !path.exists());
+            let result = create_target(&target, || target.create_file().and_then(|_| fails()));
+            assert!(result.is_err() && !path.exists());
         }
         std::fs::create_dir(&path).unwrap();
-        assert!(onto_target(&target, fails).is_err());
-        assert!(path.is_dir(), "it was there before");
-        onto_target(&target, || target.make_directory().map(drop)).unwrap();
+        assert!(create_target(&target, fails).is_err());
+        assert!(path.is_dir(), "it existed before");
+        create_target(&target, || target.create_directory().map(drop)).unwrap();
     }
 }

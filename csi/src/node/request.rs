@@ -1,4 +1,4 @@
-//! What requests of the service Node ask for.
+//! Parsing of requests of the service Node.
 
 use tonic::Status;
 
@@ -7,17 +7,17 @@ use crate::proto::csi::volume_capability::AccessType;
 use crate::proto::csi::volume_capability::access_mode::Mode;
 use crate::validate;
 
-/// Bytes of a path: the kernel takes no longer one.
+/// Maximum length of a path in bytes, the limit of the kernel.
 const PATH_BYTES_MAX: usize = 4096;
 
-/// How a volume is to be used.
+/// The usage of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     /// A file system.
     Mount {
-        /// Its type; empty means what the volume was made for.
+        /// Its type; if empty, that of the volume.
         fs_type: String,
-        /// Mount flags, not looked at yet.
+        /// Mount flags, not parsed yet.
         flags: Vec<String>,
         mode: Mode,
     },
@@ -26,19 +26,18 @@ pub(crate) enum Access {
 }
 
 impl Access {
-    /// Reads a capability, which must be there.
+    /// Parses a capability.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT`: incomplete; `FAILED_PRECONDITION`: a mode of more than one node that
-    /// writes, which a volume of one node cannot have.
-    pub(crate) fn of(capability: Option<VolumeCapability>) -> Result<Self, Status> {
-        let missing = |what: &str| Status::invalid_argument(format!("{what} is missing"));
-        let capability = capability.ok_or_else(|| missing("volume_capability"))?;
+    /// `INVALID_ARGUMENT`: missing or incomplete; `FAILED_PRECONDITION`: a mode in which several
+    /// nodes write, because a volume is on one node.
+    pub(crate) fn parse(capability: Option<VolumeCapability>) -> Result<Self, Status> {
+        let capability = capability.ok_or_else(|| validate::missing("volume_capability"))?;
         let mode = capability.access_mode.map(|mode| mode.mode());
         let mode = mode.filter(|mode| *mode != Mode::Unknown);
-        let mode = mode.ok_or_else(|| missing("volume_capability.access_mode"))?;
+        let mode = mode.ok_or_else(|| validate::missing("volume_capability.access_mode"))?;
         if matches!(mode, Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter) {
-            let text = format!("{mode:?}: a volume is accessible on its own node only");
+            let text = format!("access mode {mode:?} is not supported, a volume is on one node");
             return Err(Status::failed_precondition(text));
         }
         match capability.access_type {
@@ -52,7 +51,7 @@ impl Access {
                 validate::list("mount_flags", &mount.mount_flags)?;
                 Ok(Self::Mount { fs_type: mount.fs_type, flags: mount.mount_flags, mode })
             }
-            None => Err(missing("volume_capability.access_type")),
+            None => Err(validate::missing("volume_capability.access_type")),
         }
     }
 
@@ -62,39 +61,35 @@ impl Access {
         }
     }
 
-    /// Whether nobody may write.
+    /// Whether the mode is read-only.
     pub(crate) fn read_only(&self) -> bool {
         matches!(self.mode(), Mode::SingleNodeReaderOnly | Mode::MultiNodeReaderOnly)
     }
 
-    /// Whether the volume may be published at one place only.
+    /// Whether the volume may be published at one target only.
     pub(crate) fn single_target(&self) -> bool {
         self.mode() == Mode::SingleNodeSingleWriter
     }
 }
 
-/// Checks a path that must be there. Its form is looked at when it is opened: whether an object
-/// exists comes first.
+/// Checks a required path. Its form is checked when it is opened, because the existence of the
+/// object is checked first.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`, naming the field.
 pub(crate) fn path(field: &str, path: &str) -> Result<(), Status> {
     if path.is_empty() {
-        return Err(Status::invalid_argument(format!("{field} is missing")));
+        return Err(validate::missing(field));
     }
     short_path(field, path)
 }
 
-/// Checks that a path, which may be empty, is none that no kernel takes and no answer can show.
+/// Checks the length of a path, which may be empty.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`, naming the field.
 pub(crate) fn short_path(field: &str, path: &str) -> Result<(), Status> {
-    if path.len() > PATH_BYTES_MAX {
-        let text = format!("{field} is longer than {PATH_BYTES_MAX} bytes");
-        return Err(Status::invalid_argument(text));
-    }
-    Ok(())
+    validate::length(field, path.len(), PATH_BYTES_MAX)
 }
 
 #[cfg(test)]
@@ -109,9 +104,9 @@ mod tests {
     }
 
     #[test]
-    fn a_capability_is_complete_and_of_one_node() {
+    fn a_capability_must_be_complete_and_of_one_node() {
         let block = || Some(AccessType::Block(BlockVolume {}));
-        let code = |capability| Access::of(capability).unwrap_err().code();
+        let code = |capability| Access::parse(capability).unwrap_err().code();
         assert_eq!(code(None), Code::InvalidArgument);
         assert_eq!(code(capability(None, Mode::SingleNodeWriter)), Code::InvalidArgument);
         assert_eq!(code(capability(block(), Mode::Unknown)), Code::InvalidArgument);
@@ -122,10 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn modes_say_who_may_write() {
+    fn modes_determine_writers_and_targets() {
         let of = |mode| {
             let mount = Some(AccessType::Mount(MountVolume::default()));
-            let access = Access::of(capability(mount, mode)).unwrap();
+            let access = Access::parse(capability(mount, mode)).unwrap();
             (access.read_only(), access.single_target())
         };
         assert_eq!(of(Mode::SingleNodeWriter), (false, false));

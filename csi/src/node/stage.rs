@@ -1,20 +1,21 @@
-//! Staging: a volume becomes a device, and its file system is mounted once for this node.
+//! Stages a volume: attaches it as a device, and mounts its file system once on this node.
 //!
 //! ```text
-//! 1 attach     the daemon makes the volume a device; it is verified (device.rs)
-//! 2 clear      what is mounted at the path from a device that is dead is taken away
-//! 3 prepare    empty volume: mark, mkfs, unmark      others: check, new identity of a clone, mark
+//! 1 attach     the daemon attaches the volume; the device is verified (device.rs)
+//! 2 clear      mounts of dead devices at the path are unmounted
+//! 3 prepare    blank volume: set label, mkfs, remove label
+//!              others: check; for a clone a new identity, set label
 //! 4 mount      complete before it appears at the path
 //! 5 grow       to the size of the device
 //! ```
 //!
-//! Each step can be repeated, and what has been done is told by the kernel and by labels in the
-//! pool's catalogue; so after a crash anywhere the same call goes on where it ended. A call that
-//! fails takes back what it did itself (undo.rs).
+//! Each step can be repeated, and the kernel and labels in the pool's catalogue show what has been
+//! done. So after a crash at any point the repeated call continues. A call that fails undoes its
+//! own steps (undo.rs).
 //!
-//! A volume is formatted only if it maps no block, so that it reads as zeros, or if it has the mark
-//! of a format that was interrupted. That includes clones: a clone of a volume that no pod has used
-//! yet is blank as well, and a copy of half a file system has the mark of its source.
+//! A volume is formatted only if it maps no block, so that it reads as zeros, or if its label shows
+//! that a format was interrupted. This includes clones: a clone of a volume that was never
+//! formatted is blank as well, and a copy of a partly formatted volume has the label of its source.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -35,15 +36,15 @@ use super::request::Access;
 use super::undo::Undo;
 use super::{blocking, grow, identity, mountinfo};
 
-/// What is wrong with a volume that maps blocks in which a probe finds nothing.
-const NOTHING_KNOWN: &str = "holds data, but no file system that is known";
-/// Mounts on top of each other at one place that are cleared away.
+/// The reason to refuse a volume that maps blocks, but in which a probe finds nothing.
+const UNKNOWN_DATA: &str = "holds data, but no known file system";
+/// Maximum number of mounts at one path that are unmounted.
 const STACKED_MAX: usize = 8;
 
-/// Stages a volume that the caller has locked. `attached`: it was a device before.
+/// Stages a volume that the caller has locked. `attached`: it is attached already.
 ///
 /// # Errors
-/// As the table of `NodeStageVolume` says.
+/// As the error table of `NodeStageVolume` in the CSI specification.
 pub(crate) async fn stage(
     adapter: &Adapter,
     (volume, attached): (&v1::Volume, bool),
@@ -67,14 +68,15 @@ async fn steps(
     undo: &mut Undo<'_>,
 ) -> Result<(), Status> {
     let Access::Mount { fs_type, flags, .. } = access else {
-        // A raw device has nothing to mount; publishing binds its node.
+        // A raw device is not mounted; publishing bind mounts its node.
         return attach(adapter, volume, attached, undo).await.map(drop);
     };
-    let asked = Some(fs_type).filter(|name| !name.is_empty()).map(|name| kind_named(name));
-    let asked = asked.transpose()?;
-    let place = Place::of("staging_target_path", path)?;
+    let requested = Kind::requested("fs_type", fs_type)?;
+    let place = Place::existing_parent("staging_target_path", path)?;
     if place.open()?.is_none() {
-        return Err(Status::failed_precondition(format!("staging_target_path {path}: not there")));
+        return Err(Status::failed_precondition(format!(
+            "staging_target_path {path:?} does not exist"
+        )));
     }
     let device = attach(adapter, volume, attached, undo).await?;
     let live = adapter.daemon.attachments().await?;
@@ -82,13 +84,13 @@ async fn steps(
         blocking(move || clear(&place, &device, &live).map(|staged| (place, device, staged)));
     let (place, device, staged) = place.await?;
     if let Some(staged) = staged {
-        return staged_already(volume, &device, (&place, &staged), (asked, flags, access)).await;
+        return staged_already(volume, &device, (&place, &staged), (requested, flags, access))
+            .await;
     }
-    refuse_elsewhere(volume, &device, path)?;
-    // What the pool says now that the volume is this device and nothing else.
-    let found = adapter.daemon.find(by_number(volume.id)).await?;
-    let (volume, _) = found.ok_or_else(|| Status::not_found("the volume was deleted"))?;
-    let kind = kind(&volume, asked, &device).await?;
+    refuse_second_path(volume, &device, path)?;
+    // Read again now that only this device can write to the volume.
+    let (volume, _) = adapter.read_again(volume.id).await?;
+    let kind = kind(&volume, requested, &device).await?;
     let options = options(kind, flags, access)?;
     prepare(adapter, &volume, &device, kind).await?;
     let device_bytes = device.size_bytes()?;
@@ -104,7 +106,7 @@ async fn steps(
     grow::mounted(kind, (&device.path, device_bytes), mounted).await
 }
 
-/// The options that a file system is mounted with.
+/// The mount options of a request.
 fn options(kind: Kind, flags: &[String], access: &Access) -> Result<MountOptions, Status> {
     let mut options = MountOptions::parse(kind, flags)?;
     if access.read_only() {
@@ -113,21 +115,22 @@ fn options(kind: Kind, flags: &[String], access: &Access) -> Result<MountOptions
     Ok(options)
 }
 
-/// Finds that a volume is staged as asked for, and makes its file system as large as its device.
+/// Checks that a staged volume is staged as requested, and grows its file system to the size of its
+/// device.
 ///
 /// # Errors
-/// `ALREADY_EXISTS`: it is staged in another way.
+/// `ALREADY_EXISTS`: it is staged with other options.
 async fn staged_already(
     volume: &v1::Volume,
     device: &Device,
     (place, staged): (&Place, &mountinfo::Mount),
-    (asked, flags, access): (Option<Kind>, &[String], &Access),
+    (requested, flags, access): (Option<Kind>, &[String], &Access),
 ) -> Result<(), Status> {
-    let kind = asked.or_else(|| Kind::named(&staged.fs)).unwrap_or(Kind::Ext4);
+    let kind = requested.or_else(|| Kind::named(&staged.fs)).unwrap_or(Kind::Ext4);
     let read_only = options(kind, flags, access)?.read_only();
     if staged.fs != kind.name() || staged.read_only != read_only {
         return Err(Status::already_exists(format!(
-            "volume {}: staged at {} as {}, read-only: {}",
+            "volume {} is already staged at {} as {}, read-only: {}",
             volume.name,
             place.shown(),
             staged.fs,
@@ -140,20 +143,21 @@ async fn staged_already(
     grow::mounted(kind, (&device.path, device.size_bytes()?), root).await
 }
 
-/// CSI gives a volume one staging path. With two, neither could be told from a pod's, and so not be
-/// unstaged.
-fn refuse_elsewhere(volume: &v1::Volume, device: &Device, path: &str) -> Result<(), Status> {
+/// Refuses a second staging path. CSI defines one for each volume. With two, neither could be told
+/// from the target of a pod, so neither could be unstaged.
+fn refuse_second_path(volume: &v1::Volume, device: &Device, path: &str) -> Result<(), Status> {
     let staging = path.trim_end_matches('/').as_bytes();
     let Some(first) = targets(device, staging)?.into_iter().next() else { return Ok(()) };
     Err(Status::failed_precondition(format!(
-        "volume {}: it is mounted at {}, and has one staging path; unstage or unmount it there first",
+        "volume {} is mounted at {}: unstage it there first, a volume has one staging path",
         volume.name,
         String::from_utf8_lossy(&first)
     )))
 }
 
-/// Makes a volume a device. Where the node of a new device is bound already, it was bound for
-/// another volume, which had the number before a restart: nobody may reach the new one there.
+/// Attaches a volume. If the node of a new device is bind mounted already, this was done for
+/// another volume, which had the device number before a restart. Such mounts are removed, because
+/// they would give access to the new volume.
 async fn attach(
     adapter: &Adapter,
     volume: &v1::Volume,
@@ -168,50 +172,54 @@ async fn attach(
     blocking(move || {
         for path in targets(&device, &[])? {
             let path = String::from_utf8_lossy(&path);
-            tracing::warn!(path = &*path, "takes away the node of a device that was another's");
-            mount::unmount(&Place::of("mount", &path)?, Unmount::Detached)?;
+            tracing::warn!(
+                path = &*path,
+                "unmounting a device node that was published for another volume"
+            );
+            mount::unmount(&Place::existing_parent("mount", &path)?, Unmount::Detached)?;
         }
         Ok(device)
     })
     .await
 }
 
-fn kind_named(name: &str) -> Result<Kind, Status> {
-    Kind::named(name).ok_or_else(|| {
-        Status::invalid_argument(format!("fs_type {name:?}: ext4, xfs and btrfs are possible"))
-    })
-}
-
-/// The file system that a volume is mounted with: what the request asks for, or what a clone holds,
-/// or what the volume was made for.
-async fn kind(volume: &v1::Volume, asked: Option<Kind>, device: &Device) -> Result<Kind, Status> {
-    if let Some(kind) = asked {
+/// The file system of a volume: that of the request, or that which a clone holds, or that of the
+/// label.
+async fn kind(
+    volume: &v1::Volume,
+    requested: Option<Kind>,
+    device: &Device,
+) -> Result<Kind, Status> {
+    if let Some(kind) = requested {
         return Ok(kind);
     }
     if volume.source_id.is_some() && !is_blank(volume) {
         return match fs::probe(&device.path).await? {
             Found::FileSystem(kind) => Ok(kind),
             Found::Other(what) => Err(unusable(&volume.name, &format!("holds {what}"))),
-            Found::Nothing => Err(unusable(&volume.name, NOTHING_KNOWN)),
+            Found::Nothing => Err(unusable(&volume.name, UNKNOWN_DATA)),
         };
     }
-    volume.labels.get(labels::FS_TYPE).map_or(Ok(Kind::Ext4), |name| kind_named(name))
+    volume
+        .labels
+        .get(labels::FS_TYPE)
+        .map_or(Ok(Kind::Ext4), |name| Kind::parse(labels::FS_TYPE, name))
 }
 
-/// Whether formatting a volume loses nothing: it maps nothing, so it reads as zeros, or what it maps
-/// is part of a file system that was never finished.
+/// Whether formatting a volume loses no data: it maps no block, so it reads as zeros, or its format
+/// was interrupted.
 fn is_blank(volume: &v1::Volume) -> bool {
     let formatting = volume.labels.get(labels::FORMATTING).is_some_and(|mark| mark == labels::TRUE);
     formatting || volume.mapped_bytes == 0
 }
 
-/// Why a volume is neither mounted nor formatted.
+/// The error for a volume that is neither mounted nor formatted.
 fn unusable(name: &str, what: &str) -> Status {
-    Status::failed_precondition(format!("volume {name}: {what}; it is not formatted"))
+    Status::failed_precondition(format!("volume {name} {what}; it is not formatted"))
 }
 
-/// Takes away what is mounted at the place from devices that are dead. Returns what is mounted
-/// there of this volume.
+/// Unmounts file systems of dead devices at the place. Returns the mount of this volume, if there
+/// is one.
 fn clear(
     place: &Place,
     device: &Device,
@@ -222,25 +230,26 @@ fn clear(
         match owner(&found, Some(device), live) {
             Owner::Volume => return Ok(Some(found)),
             Owner::Dead => {
-                tracing::warn!(path = place.shown(), "unmounts the file system of a dead device");
+                tracing::warn!(path = place.shown(), "unmounting the file system of a dead device");
                 mount::unmount(place, Unmount::Detached)?;
             }
-            Owner::Another => return Err(foreign(place, &found)),
+            Owner::Another => return Err(Status::failed_precondition(foreign(place, &found))),
         }
     }
-    Err(place.failed("too many mounts on top of each other", &STACKED_MAX))
+    Err(stacked(place))
 }
 
-fn foreign(place: &Place, found: &mountinfo::Mount) -> Status {
-    Status::failed_precondition(format!(
-        "{}: {} from {} is mounted there, which is not this volume",
-        place.shown(),
-        found.fs,
-        String::from_utf8_lossy(&found.source)
-    ))
+/// The message for a mount that does not belong to the volume.
+pub(super) fn foreign(place: &Place, found: &mountinfo::Mount) -> String {
+    let source = String::from_utf8_lossy(&found.source);
+    format!("{}: {} from {source} is mounted there, not this volume", place.shown(), found.fs)
 }
 
-/// Brings the file system on the device into the state in which it can be mounted.
+fn stacked(place: &Place) -> Status {
+    Status::internal(format!("{} has more than {STACKED_MAX} mounts", place.shown()))
+}
+
+/// Prepares the file system on the device for the mount.
 async fn prepare(
     adapter: &Adapter,
     volume: &v1::Volume,
@@ -248,13 +257,13 @@ async fn prepare(
     kind: Kind,
 ) -> Result<(), Status> {
     if is_blank(volume) {
-        return make(adapter, volume, device, kind).await;
+        return format(adapter, volume, device, kind).await;
     }
     let what = match fs::probe(&device.path).await? {
         Found::FileSystem(found) if found == kind => None,
         Found::FileSystem(found) => Some(format!("holds {found}, not {kind}")),
         Found::Other(what) => Some(format!("holds {what}, not {kind}")),
-        Found::Nothing => Some(NOTHING_KNOWN.to_owned()),
+        Found::Nothing => Some(UNKNOWN_DATA.to_owned()),
     };
     if let Some(what) = what {
         return Err(unusable(&volume.name, &what));
@@ -268,8 +277,8 @@ async fn prepare(
     set_label(adapter, volume.id, labels::IDENTITY, labels::DONE).await
 }
 
-/// Formats a volume that holds nothing. The mark makes that known until it is complete.
-async fn make(
+/// Formats a blank volume. A label marks it until the format is complete.
+async fn format(
     adapter: &Adapter,
     volume: &v1::Volume,
     device: &Device,
@@ -278,15 +287,16 @@ async fn make(
     let options = volume.labels.get(labels::MKFS_OPTIONS).map_or("", String::as_str);
     fs::format_options(options)?;
     set_label(adapter, volume.id, labels::FORMATTING, labels::TRUE).await?;
-    tracing::info!(volume = volume.name, device = %device.path.display(), %kind, "formats");
+    let path = device.path.display();
+    tracing::info!(volume = volume.name, device = %path, %kind, "formatting a volume");
     fs::format(kind, &device.path, options).await?;
-    // An empty value removes the label. What was made here has an identity of its own.
-    let made = [(labels::FORMATTING, ""), (labels::IDENTITY, labels::DONE)];
-    let made = if volume.source_id.is_some() { &made[..] } else { &made[..1] };
-    set_labels(adapter, volume.id, made).await
+    // An empty value removes the label. A new file system has an identity of its own.
+    let done = [(labels::FORMATTING, ""), (labels::IDENTITY, labels::DONE)];
+    let done = if volume.source_id.is_some() { &done[..] } else { &done[..1] };
+    set_labels(adapter, volume.id, done).await
 }
 
-/// Sets one label of a volume.
+/// Sets a label of a volume; an empty value removes it.
 pub(crate) async fn set_label(
     adapter: &Adapter,
     volume: u64,
@@ -316,18 +326,18 @@ async fn mount_at(
     let device = device.path.clone();
     blocking(move || {
         let mounted = mount::grown_file_system(kind, (&device, device_bytes), &options)?;
-        let target = place.make_directory()?;
+        let target = place.create_directory()?;
         mount::attach(&mounted, &target, &place)?;
         Ok((mounted, place))
     })
     .await
 }
 
-/// Ends the staging of a volume that the caller has locked. `volume` is `None` if there is no such
-/// volume: then nothing but a dead mount can be there.
+/// Unstages a volume that the caller has locked. `volume` is `None` if it does not exist: then only
+/// a mount of a dead device can be at the path.
 ///
 /// # Errors
-/// `FAILED_PRECONDITION`: it is in use, or published; what the daemon says.
+/// `FAILED_PRECONDITION`: it is in use or published; errors of the daemon.
 pub(crate) async fn unstage(
     adapter: &Adapter,
     volume: Option<(v1::Volume, Option<v1::Attachment>)>,
@@ -345,7 +355,7 @@ pub(crate) async fn unstage(
     let path = path.trim_end_matches('/').to_owned();
     let staged_elsewhere = blocking(move || {
         if let Some(device) = &device
-            && is_elsewhere(device, path.as_bytes())?
+            && is_staged_elsewhere(device, path.as_bytes())?
         {
             return Ok(true);
         }
@@ -359,27 +369,27 @@ pub(crate) async fn unstage(
     }
 }
 
-/// Whether a volume is staged at another path than `staging`, so that nothing is to be done here.
+/// Whether a volume is staged at another path than `staging`, so that there is nothing to do.
 ///
 /// # Errors
-/// `FAILED_PRECONDITION`: it is published. A device node that is bound somewhere is not open, so the
-/// daemon would let go of the device, and its number would soon be another volume's.
-fn is_elsewhere(device: &Device, staging: &[u8]) -> Result<bool, Status> {
+/// `FAILED_PRECONDITION`: it is published. A bind mount does not keep the device node open, so the
+/// daemon would detach the device, and its number could become that of another volume.
+fn is_staged_elsewhere(device: &Device, staging: &[u8]) -> Result<bool, Status> {
     let mounts = mounts_of(device)?;
     let here = mounts.iter().any(|mount| mount.point == staging);
     let Some(other) = mounts.iter().find(|mount| mount.point != staging) else { return Ok(false) };
-    // Of a raw device nothing is mounted where it is staged.
+    // A raw device has no mount at its staging path.
     if !here && !mounts.iter().any(|mount| mount.is_node(&device.path)) {
         return Ok(true);
     }
     Err(Status::failed_precondition(format!(
-        "volume {}: still published at {}",
+        "volume {} is still published at {}",
         device.volume,
         String::from_utf8_lossy(&other.point)
     )))
 }
 
-/// The device of a volume, if it is one that can be verified, and those of all other volumes.
+/// The device of a volume, if it can be verified, and the devices of all other volumes.
 pub(super) async fn devices(
     adapter: &Adapter,
     volume: Option<(u64, Option<v1::Attachment>)>,
@@ -389,27 +399,28 @@ pub(super) async fn devices(
     live.retain(|other| other.volume_id != number);
     let device = attachment.and_then(|attachment| {
         let verified = Device::verify(&attachment, number);
-        verified.inspect_err(|why| tracing::warn!(why = why.message(), "not a volume's")).ok()
+        verified
+            .inspect_err(|why| tracing::warn!(why = why.message(), "cannot verify a device"))
+            .ok()
     });
     Ok((device, live))
 }
 
-/// The mounts of a volume: its file system, or its node.
+/// The mounts of a volume: of its file system or of its device node.
 pub(super) fn mounts_of(device: &Device) -> Result<Vec<mountinfo::Mount>, Status> {
-    let mounts = mountinfo::mounts().map_err(|error| Status::internal(error.to_string()))?;
-    Ok(mounts.into_iter().filter(|mount| device.carries(mount)).collect())
+    Ok(mountinfo::mounts()?.into_iter().filter(|mount| device.carries(mount)).collect())
 }
 
-/// Where a volume is mounted beside its staging path.
+/// The mount points of a volume other than its staging path.
 pub(super) fn targets(device: &Device, staging: &[u8]) -> Result<Vec<Vec<u8>>, Status> {
     let points = mounts_of(device)?.into_iter().map(|mount| mount.point);
     Ok(points.filter(|point| point != staging).collect())
 }
 
-/// Unmounts what is at the place of this volume, and of devices that are dead.
+/// Unmounts mounts of this volume and of dead devices at the place.
 ///
 /// # Errors
-/// `FAILED_PRECONDITION`: it is in use, or another volume's.
+/// `FAILED_PRECONDITION`: it is in use, or something else is mounted there.
 pub(super) fn unmount_all(
     place: &Place,
     device: Option<&Device>,
@@ -418,10 +429,10 @@ pub(super) fn unmount_all(
     for _ in 0..STACKED_MAX {
         let Some(found) = place.mount()? else { return Ok(()) };
         match owner(&found, device, live) {
-            Owner::Volume => mount::unmount(place, Unmount::Whole)?,
+            Owner::Volume => mount::unmount(place, Unmount::WhenUnused)?,
             Owner::Dead => mount::unmount(place, Unmount::Detached)?,
-            Owner::Another => return Err(foreign(place, &found)),
+            Owner::Another => return Err(Status::failed_precondition(foreign(place, &found))),
         }
     }
-    Err(place.failed("too many mounts on top of each other", &STACKED_MAX))
+    Err(stacked(place))
 }

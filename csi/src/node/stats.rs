@@ -1,4 +1,4 @@
-//! Space of a volume that is staged or published.
+//! Space usage of a staged or published volume.
 
 use std::os::fd::OwnedFd;
 
@@ -13,7 +13,7 @@ use super::blocking;
 use super::device::Device;
 use super::paths::Place;
 
-/// What a path of a volume is.
+/// What is at a path of a volume.
 pub(super) enum At {
     /// Its device node.
     Node,
@@ -24,7 +24,7 @@ pub(super) enum At {
 /// Finds the volume at the path.
 ///
 /// # Errors
-/// `NOT_FOUND`: it is not there.
+/// `NOT_FOUND`: it is not at the path.
 pub(super) fn find(
     volume: &v1::Volume,
     attachment: Option<&v1::Attachment>,
@@ -33,7 +33,7 @@ pub(super) fn find(
     let missing = || Status::not_found(format!("volume {} is not at {path:?}", volume.name));
     let device = Device::verify(attachment.ok_or_else(missing)?, volume.id)?;
     let place = Place::find("volume_path", path).map_err(|_| missing())?.ok_or_else(missing)?;
-    // A path that leads nowhere, or over a link, is as good as none.
+    // A path that is invalid, or contains a link, does not lead to the volume.
     let opened = place.open().map_err(|_| missing())?.ok_or_else(missing)?;
     if fstat(&opened).is_ok_and(|found| device.is(&found)) {
         return Ok((device, At::Node));
@@ -45,10 +45,10 @@ pub(super) fn find(
     Ok((device, At::FileSystem(opened)))
 }
 
-/// Space of the volume at the path.
+/// Space usage of the volume at the path.
 ///
 /// # Errors
-/// `NOT_FOUND`: it is not there; `INTERNAL`: its file system does not answer.
+/// `NOT_FOUND`: it is not at the path; `INTERNAL`: statvfs fails.
 pub(crate) async fn stats(
     volume: v1::Volume,
     attachment: Option<v1::Attachment>,
@@ -56,7 +56,7 @@ pub(crate) async fn stats(
 ) -> Result<Vec<VolumeUsage>, Status> {
     blocking(move || match find(&volume, attachment.as_ref(), &path)?.1 {
         At::Node => {
-            // What a raw device holds is what the pool keeps for it.
+            // A raw device uses the space that the pool maps for it.
             let used = volume.mapped_bytes.min(volume.size_bytes);
             let available = volume.size_bytes - used;
             Ok(vec![usage(Unit::Bytes, volume.size_bytes, used, available)])

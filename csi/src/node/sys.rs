@@ -1,5 +1,5 @@
-//! Calls to the kernel that the crates we use do not have. All take a descriptor, so that a path
-//! cannot change between a check and the call.
+//! Kernel calls that our dependencies lack. All of them take a descriptor, so that a path cannot
+//! change between a check and the call.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -30,11 +30,11 @@ struct MountAttr {
 
 const _: () = assert!(size_of::<MountAttr>() == 32, "MOUNT_ATTR_SIZE_VER0");
 
-/// Makes a mount refuse writes. Done before the mount is attached anywhere, so that nobody ever
-/// sees it writable.
+/// Makes a mount read-only. This is done before the mount is attached, so that it is never visible
+/// as writable.
 ///
 /// # Errors
-/// `mount` is no descriptor of a mount; the errno of mount_setattr(2).
+/// The errno of mount_setattr(2).
 pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> Result<()> {
     let attr = MountAttr { set: MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is a C string, `attr` outlives the call and its size is passed with it; the
@@ -89,7 +89,7 @@ struct BtrfsResize {
 
 const _: () = assert!(size_of::<BtrfsResize>() == 4096, "struct btrfs_ioctl_vol_args");
 
-/// Size of the xfs that `directory` is on.
+/// The geometry of the xfs that contains `directory`.
 ///
 /// # Errors
 /// The errno of the kernel.
@@ -101,7 +101,7 @@ pub(crate) fn xfs_geometry(directory: impl AsFd) -> Result<XfsGeometry> {
     unsafe { ioctl::ioctl(directory, call) }
 }
 
-/// Grows the data section of the xfs that `directory` is on; one that is as large stays as it is.
+/// Grows the data section of the xfs that contains `directory`, unless it has the size already.
 ///
 /// # Errors
 /// EROFS if it is mounted read-only; the errno of the kernel.
@@ -113,7 +113,7 @@ pub(crate) fn xfs_grow(directory: impl AsFd, now: XfsGeometry, data_blocks: u64)
     unsafe { ioctl::ioctl(directory, call) }
 }
 
-/// Grows the btrfs that `directory` is on to the size of its device, the first one.
+/// Grows the btrfs that contains `directory` to the size of its first device.
 ///
 /// # Errors
 /// EROFS if it is mounted read-only; the errno of the kernel.
@@ -127,7 +127,7 @@ pub(crate) fn btrfs_grow(directory: impl AsFd) -> Result<()> {
     unsafe { ioctl::ioctl(directory, call) }
 }
 
-/// Writes out the file system that `directory` is on, and holds back all changes to it.
+/// Writes out the file system that contains `directory`, and blocks all changes to it.
 ///
 /// # Errors
 /// EBUSY if it is frozen already; the errno of the kernel.
@@ -136,7 +136,7 @@ pub(crate) fn freeze(directory: impl AsFd) -> Result<()> {
     unsafe { ioctl::ioctl(directory, Plain(FIFREEZE)) }
 }
 
-/// Lets changes go on.
+/// Thaws the file system that contains `directory`.
 ///
 /// # Errors
 /// EINVAL if it is not frozen; the errno of the kernel.
@@ -145,7 +145,7 @@ pub(crate) fn thaw(directory: impl AsFd) -> Result<()> {
     unsafe { ioctl::ioctl(directory, Plain(FITHAW)) }
 }
 
-/// An ioctl without an argument, whose number says that it has one.
+/// An ioctl without an argument, although its number encodes the size of one.
 struct Plain(Opcode);
 
 // SAFETY: no memory is passed in either direction.

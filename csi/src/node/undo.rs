@@ -1,8 +1,9 @@
-//! What a call did on the node, so that a call that fails leaves nothing behind.
+//! Undoes the steps of a failed call, so that it leaves nothing behind on the node.
 //!
 //! kubelet takes FAILED_PRECONDITION, INVALID_ARGUMENT, INTERNAL and most other codes for "nothing
-//! was done" and never unstages such a volume: a device that stays attached keeps the volume from
-//! being deleted. After UNAVAILABLE it does unstage, so that is the answer where undoing fails.
+//! was done" and never unstages such a volume. Then a device that stays attached would keep the
+//! volume from being deleted. After UNAVAILABLE kubelet does unstage, so that is the answer if
+//! undoing fails.
 
 use std::time::Duration;
 
@@ -14,13 +15,12 @@ use super::blocking;
 use super::mount::{self, Unmount};
 use super::paths::Place;
 
-/// Turns at undoing one step: the machine looks into new devices and mounts by itself (udev), and
-/// they are busy for a moment.
-const TURNS: u32 = 20;
-/// Pause between turns.
+/// Attempts to undo a step: udev opens new devices and mounts, so they can be busy for a moment.
+const ATTEMPTS: u32 = 20;
+/// Pause between attempts.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What one call to stage a volume has done, and others have not.
+/// The steps that a call to stage a volume has done itself.
 pub(crate) struct Undo<'a> {
     adapter: &'a Adapter,
     volume: u64,
@@ -29,23 +29,24 @@ pub(crate) struct Undo<'a> {
 }
 
 impl<'a> Undo<'a> {
-    /// Nothing yet.
+    /// No steps.
     pub(crate) const fn new(adapter: &'a Adapter, volume: u64) -> Self {
         Self { adapter, volume, attached: false, mounted: None }
     }
 
-    /// The volume becomes a device. Noted before that is tried: a call that fails may have done it.
+    /// Records that the volume is being attached. This is recorded before the attempt, because a
+    /// failed attempt may have attached it.
     pub(crate) const fn attached(&mut self) {
         self.attached = true;
     }
 
-    /// The volume is mounted there.
+    /// Records that the volume was mounted at the place.
     pub(crate) fn mounted(&mut self, place: Place) {
         self.mounted = Some(place);
     }
 
-    /// Takes it all back, the last step first. Returns `why` the call fails, or `UNAVAILABLE` if
-    /// something stays.
+    /// Undoes the steps, the last one first. Returns `why`, the error of the call, or `UNAVAILABLE`
+    /// if a step cannot be undone.
     pub(crate) async fn undo(self, why: Status) -> Status {
         let left = match self.mounted {
             Some(place) => unmount(place).await.err(),
@@ -62,18 +63,18 @@ impl<'a> Undo<'a> {
         tracing::warn!(
             volume = self.volume,
             why = left.message(),
-            "a failed call leaves something"
+            "cannot undo the steps of a failed call"
         );
         let (why, left) = (why.message(), left.message());
-        Status::unavailable(format!("{why}; what was done until then stays for now: {left}"))
+        Status::unavailable(format!("{why}; undoing the call failed: {left}"))
     }
 }
 
 async fn unmount(place: Place) -> Result<(), Status> {
     let mut place = place;
-    for _ in 1..TURNS {
+    for _ in 1..ATTEMPTS {
         let (back, done) = blocking(move || {
-            let done = mount::unmount(&place, Unmount::Whole);
+            let done = mount::unmount(&place, Unmount::WhenUnused);
             Ok((place, done))
         })
         .await?;
@@ -83,11 +84,11 @@ async fn unmount(place: Place) -> Result<(), Status> {
         }
         tokio::time::sleep(PAUSE).await;
     }
-    blocking(move || mount::unmount(&place, Unmount::Whole)).await
+    blocking(move || mount::unmount(&place, Unmount::WhenUnused)).await
 }
 
 async fn detach(adapter: &Adapter, volume: u64) -> Result<(), Status> {
-    for _ in 1..TURNS {
+    for _ in 1..ATTEMPTS {
         match adapter.daemon.detach(volume).await {
             Err(busy) if busy.code() == Code::FailedPrecondition => {}
             done => return done,

@@ -7,7 +7,7 @@
 pub mod control_api;
 pub mod csi_requests;
 
-use pando_sim::fuzz::Target;
+use pando_sim::fuzz::{Reached, Target};
 
 /// The targets of this crate, by name.
 pub const TARGETS: &[Target] = &[

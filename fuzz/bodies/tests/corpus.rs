@@ -1,13 +1,15 @@
-//! Replays the inputs of all fuzz targets in `fuzz/corpus/`: inputs that once found a bug, and inputs
-//! that reach the corners of the code. Fails for a target without a corpus, for a corpus that no
-//! longer reaches what it should, and for files of `fuzz/` that do not belong together.
+//! Replays the inputs of all fuzz targets in `fuzz/corpus/`: inputs that once found a bug, and
+//! inputs that reach the corners of the code. Fails for a target without a corpus, for a corpus
+//! that no longer reaches what it should, and for files of `fuzz/` that do not belong together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pando_sim::Told;
-use pando_sim::fuzz::{self, Reached, Target};
+use pando_sim::{
+    Told,
+    fuzz::{self, Reached, Target},
+};
 
 /// Bytes of all corpora together: every clone of the repository contains them.
 const CORPUS_BYTES_MAX: u64 = 600 << 10;

@@ -7,11 +7,11 @@ use pando_proto::ERROR_KIND_KEY;
 use pando_proto::v1;
 use pando_proto::v1::pando_client::PandoClient;
 use pando_proto::v1::volume_ref::By;
-use pando_sim::fuzz::Reached;
 use tonic::Status;
 use tonic::transport::Channel;
 
 use super::{AllowedErrors, ModelVolume, Raw, are_labels, is_name, is_size, name, named};
+use crate::Reached;
 
 /// A client and its model of the pool.
 pub(super) struct Calls<'a> {
@@ -135,10 +135,10 @@ impl Calls<'_> {
         (allowed, Some(known))
     }
 
-    fn made(&mut self, volume: &v1::Volume, mut known: ModelVolume) {
+    fn created(&mut self, volume: &v1::Volume, mut known: ModelVolume) {
         known.id = volume.id;
         Self::same(volume, &known);
-        self.reached.note(if known.source.is_some() { "clones" } else { "made" });
+        self.reached.note(if known.source.is_some() { "clones" } else { "created" });
         self.volumes.insert(volume.name.clone(), known);
     }
 
@@ -156,7 +156,7 @@ impl Calls<'_> {
         let (allowed, known) = self.predict(&request);
         let answer = self.client.create_volume(request).await;
         if let Some(answer) = self.judge(answer, &allowed) {
-            self.made(&answer.volume.expect("a volume"), known.expect("it can be created"));
+            self.created(&answer.volume.expect("a volume"), known.expect("it can be created"));
         }
     }
 
@@ -181,7 +181,7 @@ impl Calls<'_> {
         if let Some(answer) = self.judge(answer, &allowed) {
             assert_eq!(answer.volumes.len(), count, "all of them");
             for (volume, known) in answer.volumes.iter().zip(all) {
-                self.made(volume, known);
+                self.created(volume, known);
             }
             self.reached.note("groups");
         }

@@ -25,21 +25,21 @@ use pando_engine::runtime::shard::Shard;
 use pando_proto::v1;
 use pando_proto::v1::pando_client::PandoClient;
 use pando_proto::v1::volume_ref::By;
-use pando_sim::fuzz::Reached;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::Reached;
 use calls::Calls;
 
 /// What the corpus must reach.
 pub(crate) const REACHES: &[&str] = &[
     "clones",
     "configurations",
+    "created",
     "deletions",
     "differences",
     "groups",
     "lists",
-    "made",
     "modified",
     "read",
     "refused",

@@ -128,7 +128,7 @@ impl Calls<'_> {
         let inside = aligned && end.is_some_and(|end| end <= size);
         allowed.allow_if(known.is_some() && !inside, "invalid");
         if wanted > CONTENT_MAX && inside {
-            return; // The daemon answers with one long hole, but the model goes through it by sectors.
+            return; // One long hole for the daemon, but a loop over its sectors for the model.
         }
         let request = v1::ReadVolumeRequest { volume: named(&name), offset, length, frozen: false };
         let answer = self.client.read_volume(request).await;

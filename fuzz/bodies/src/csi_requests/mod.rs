@@ -9,7 +9,7 @@
 //! * Nothing is created or removed outside of the directories that a request names.
 //!
 //! ```text
-//! 10 bytes per request: call, name, id, size (2), capability, parameter, path, more, failure of the daemon
+//! 10 bytes per request: call, name, id, size (2), capability, parameter, path, more, failure
 //! ```
 
 mod fake_daemon;
@@ -22,13 +22,13 @@ use std::path::{Path, PathBuf};
 use pando_csi::Services;
 use pando_csi::config::Config;
 use pando_proto::v1::pando_server::PandoServer;
-use pando_sim::fuzz::Reached;
 use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use crate::Reached;
 use fake_daemon::FakeDaemon;
 use requests::Calls;
 

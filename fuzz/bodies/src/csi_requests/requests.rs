@@ -16,12 +16,12 @@ use pando_csi::proto::csi::{
     NodeUnstageVolumeRequest, ValidateVolumeCapabilitiesRequest, VolumeContentSource,
 };
 use pando_csi::{Services, labels};
-use pando_sim::fuzz::Reached;
 use tonic::{Code, Request, Status};
 
 use super::NODE;
 use super::fake_daemon::{Catalogue, FakeDaemon};
 use super::raw::Raw;
+use crate::Reached;
 
 /// A secret of every request. No answer may contain it.
 const SECRET: &str = "hunter2-is-no-secret";
@@ -201,17 +201,17 @@ impl<'a> Calls<'a> {
 
     /// Checks that a call deletes only what it names, and creates no more than it requests.
     fn check_catalogue(&mut self, before: &Catalogue, after: &Catalogue, raw: Raw) {
-        let made = after.volumes.keys().filter(|id| !before.volumes.contains_key(id)).count();
+        let created = after.volumes.keys().filter(|id| !before.volumes.contains_key(id)).count();
         let gone = before.volumes.keys().filter(|id| !after.volumes.contains_key(id)).count();
         let call = raw.call % 22;
-        assert!(made == 0 || matches!(call, 0 | 2 | 8), "{raw:?} creates something");
+        assert!(created == 0 || matches!(call, 0 | 2 | 8), "{raw:?} creates something");
         assert!(gone == 0 || matches!(call, 1 | 3 | 10), "{raw:?} deletes something");
-        assert!(made <= 1 || call == 8, "{raw:?} creates {made}");
+        assert!(created <= 1 || call == 8, "{raw:?} creates {created}");
         assert!(gone <= 1 || call == 10, "{raw:?} deletes {gone}");
         if gone > 0 {
             self.reached.note("deletions");
         }
-        if made > 0 {
+        if created > 0 {
             let what = match call {
                 0 => "volumes",
                 2 => "snapshots",
