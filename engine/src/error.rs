@@ -56,15 +56,6 @@ pub struct Error {
     source: Option<io::Error>,
 }
 
-impl ErrorKind {
-    /// Whether a structure on the disk is damaged or cannot be read: what is below it is lost, and
-    /// everything else can be used.
-    #[must_use]
-    pub const fn is_damage(self) -> bool {
-        matches!(self, Self::Corrupt | Self::Checksum | Self::Io)
-    }
-}
-
 impl Error {
     /// An error of `kind`; `what` names the object and says what to do, in lower case, no full stop.
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {

@@ -132,8 +132,7 @@ pub(super) fn judge_damaged(config: &Config, image: &SimImage, log: &Log, suffer
         places: Places::of(config.formatted().blocks()),
     };
     let least = least.expect("no power failure was asked for").min(log.acknowledged);
-    let question =
-        Question { least, change: true, forged: false, contained: false, seed: image.sum() };
+    let question = Question { least, change: true, forged: false, seed: image.sum() };
     let verdict = judge(&subject, image, question);
     if let Some(wrong) = verdict.wrong {
         panic!("{wrong}; no state before {least} is right");

@@ -114,8 +114,6 @@ pub(crate) struct Counters {
     pub metadata_reads: Counter,
     /// Bytes of free blocks discarded.
     pub discarded_bytes: Counter,
-    /// Damaged nodes whose children were leaked.
-    pub leaks: Counter,
     /// How often the lock of the state was taken.
     #[cfg(feature = "testing")]
     pub locks: Counter,

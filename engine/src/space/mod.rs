@@ -8,8 +8,6 @@
 //!    `--Reuse decides-- count fell to 0 in a durable checkpoint
 //! ```
 //! A run that is being discarded is not free meanwhile (`discard`, [`Space::claim`]).
-//! A group whose tables are damaged is quarantined: it has no free blocks, and what is given back to it
-//! is leaked, because nothing says which of its blocks are in use ([`Space::quarantine`]).
 //! A taken block that no record names is free again after a crash: nothing on disk says taken.
 
 mod alloc;
@@ -86,14 +84,12 @@ struct Group {
     touched: u64,
     /// Blocks that were freed in pieces of units while the bitmap was not loaded.
     pieces: u64,
-    /// Its tables are damaged: no block of it is allocated or freed until the pool is opened again.
-    quarantined: bool,
 }
 
 impl Group {
     /// A group that is not loaded.
     const fn new(free: u64) -> Self {
-        Self { free, bitmap: None, outstanding: 0, touched: 0, pieces: 0, quarantined: false }
+        Self { free, bitmap: None, outstanding: 0, touched: 0, pieces: 0 }
     }
 }
 
@@ -161,35 +157,10 @@ impl Space {
         })
     }
 
-    /// The tables of a group are damaged: it takes no allocations and no frees any more. Returns
-    /// false if that was known.
-    pub fn quarantine(&mut self, group: u32) -> bool {
-        let entry = &mut self.groups[to_usize(u64::from(group))];
-        if std::mem::replace(&mut entry.quarantined, true) {
-            return false;
-        }
-        self.free -= entry.free;
-        entry.free = 0;
-        self.loaded -= usize::from(entry.bitmap.take().is_some());
-        true
-    }
-
-    /// Number of groups that are quarantined.
-    #[must_use]
-    pub fn quarantined(&self) -> usize {
-        self.groups.iter().filter(|group| group.quarantined).count()
-    }
-
-    /// Whether the tables of a group are known to be damaged.
-    #[must_use]
-    pub fn is_quarantined(&self, group: u32) -> bool {
-        self.groups[to_usize(u64::from(group))].quarantined
-    }
-
     /// Hands in the bitmap of a group: free is what has no reference in the last durable
     /// checkpoint and is not waiting in [`Reuse`].
     pub fn install(&mut self, group: u32, bitmap: Bitmap) {
-        if self.is_loaded(group) || self.is_quarantined(group) {
+        if self.is_loaded(group) {
             return;
         }
         self.unload_idle();
@@ -239,12 +210,6 @@ impl Space {
     pub fn take_exactly(&mut self, run: Run) -> Result<(), TakeError> {
         let (group, index) = self.geometry.locate(run.block).ok_or(TakeError::Full)?;
         let entry = &mut self.groups[to_usize(group)];
-        if entry.quarantined {
-            // Nothing is allocated there, so the blocks are safe without a bitmap.
-            entry.outstanding += run.len;
-            self.outstanding += run.len;
-            return Ok(());
-        }
         let Some(bitmap) = entry.bitmap.as_mut() else {
             return Err(TakeError::Load(to_u32(group)));
         };
@@ -287,9 +252,6 @@ impl Space {
         let Some(freed) = &mut self.freed else { return Ok(()) };
         let (group, _) = self.geometry.locate(run.block).expect("it was given back");
         let entry = &mut self.groups[to_usize(group)];
-        if entry.quarantined {
-            return Ok(());
-        }
         let mut pieces = 0;
         for unit in freed.touched(run) {
             let covered = run.block <= unit.block && unit.end() <= run.end();
@@ -330,10 +292,6 @@ impl Space {
             }
             let (group, index) = self.geometry.locate(run.block).expect("a unit of one group");
             let entry = &mut self.groups[to_usize(group)];
-            if entry.quarantined {
-                freed.remove(run.block);
-                continue;
-            }
             let Some(bitmap) = entry.bitmap.as_mut() else { return Claim::Load(to_u32(group)) };
             let unit = run.len;
             freed.remove(run.block);
@@ -368,9 +326,6 @@ impl Space {
     fn give_back(&mut self, run: Run) -> crate::error::Result<()> {
         let (group, index) = self.geometry.locate(run.block).expect("only taken blocks come back");
         let entry = &mut self.groups[to_usize(group)];
-        if entry.quarantined {
-            return Ok(());
-        }
         if let Some(bitmap) = entry.bitmap.as_mut() {
             if (index..index + run.len).any(|index| bitmap.is_free(index)) {
                 return Err(crate::error::Error::corrupt(format!(
@@ -390,6 +345,19 @@ impl Space {
         self.seals += 1;
     }
 
+    /// The group where the next blocks should come from, when the current one runs out of them
+    /// within `ahead` blocks and the next is not loaded.
+    #[must_use]
+    pub fn wants_load(&self, ahead: u64) -> Option<u32> {
+        let loaded: u64 = self.groups.iter().filter(|g| g.bitmap.is_some()).map(|g| g.free).sum();
+        if loaded >= ahead.min(self.free) {
+            return None;
+        }
+        let unloaded = self.groups.iter().enumerate().filter(|(_, g)| g.bitmap.is_none());
+        let (group, best) = unloaded.max_by_key(|(i, g)| (g.free, std::cmp::Reverse(*i)))?;
+        (best.free > 0).then(|| to_u32(to_u64(group)))
+    }
+
     /// The pool has grown.
     pub fn grow(&mut self, geometry: Geometry, free: impl Iterator<Item = u64>) {
         self.geometry = geometry;
@@ -404,9 +372,6 @@ impl Space {
     /// The last group of before has `added` more blocks, all free.
     pub fn lengthen(&mut self, group: u32, added: u64) {
         let entry = &mut self.groups[to_usize(u64::from(group))];
-        if entry.quarantined {
-            return;
-        }
         if let Some(bitmap) = entry.bitmap.as_mut() {
             bitmap.lengthen(added);
         }
@@ -471,4 +436,128 @@ impl Space {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+    use crate::format::geometry::PAGE_ENTRIES;
+
+    fn free(len: u64) -> Bitmap {
+        let mut bitmap = Bitmap::full(len);
+        bitmap.set(0, len, true);
+        bitmap
+    }
+
+    /// Which groups of blocks stay loaded: those whose takes the tables on the disk do not have yet.
+    #[test]
+    fn a_group_stays_loaded_until_the_tables_have_its_takes() {
+        let geometry = Geometry::new(12 + 300 * 1026, 8, 1).expect("a pool of 300 groups");
+        let mut space = Space::new(geometry, (0..geometry.groups()).map(|g| geometry.group_len(g)));
+        let load = |space: &mut Space, group| space.install(group, free(PAGE_ENTRIES));
+        let most = to_u32(to_u64(LOADED_MAX));
+        (0..most).for_each(|group| load(&mut space, group));
+        space.sealed();
+        let run = Run { block: geometry.block_at(1, 7), len: 2 };
+        space.take_exactly(run).expect("it is free");
+        load(&mut space, most);
+        assert!(space.is_loaded(1) && !space.is_loaded(2), "the bitmap alone knows what is taken");
+        space.recorded(run);
+        load(&mut space, most + 1);
+        assert!(space.is_loaded(1) && !space.is_loaded(3), "no checkpoint has the record");
+        space.sealed();
+        load(&mut space, most + 2);
+        assert!(space.is_loaded(1) && !space.is_loaded(4), "the checkpoint is under way");
+        space.sealed();
+        load(&mut space, most + 3);
+        assert!(!space.is_loaded(1), "the tables have it");
+        assert_eq!(space.wrong_sums(), Vec::<String>::new());
+    }
+
+    /// Pieces are merged over releases; a unit that is in use again, or lies in part among the tables,
+    /// is left out.
+    #[test]
+    fn whole_units_that_were_freed_are_claimed() {
+        let geometry = Geometry::new(2100, 8, 1).expect("a pool");
+        let mut space = Space::new(geometry, (0..geometry.groups()).map(|g| geometry.group_len(g)));
+        space.note_freed(16);
+        space.install(0, free(PAGE_ENTRIES));
+        assert_eq!(space.claim(64), Claim::Nothing, "what was never in use");
+        let start = geometry.block_at(0, 0).get();
+        let run = |block, len| Run { block: BlockNo::new(block), len };
+        space.take_exactly(run(start, 100)).expect("free");
+        assert_eq!((start, start % 16), (16, 0), "the group begins with a unit");
+        space.release(run(16, 15)).expect("taken");
+        assert_eq!(space.claim(64), Claim::Nothing, "a block of the unit is in use");
+        space.release(run(31, 18)).expect("taken");
+        assert_eq!(space.claim(15), Claim::Nothing, "less than a unit");
+        assert_eq!(space.claim(16), Claim::Run(run(16, 16)), "no more than was asked for");
+        assert!(!space.is_free(BlockNo::new(16)), "not before it is given back");
+        assert_eq!(space.wrong_sums(), Vec::<String>::new());
+        space.unclaim(run(16, 16)).expect("claimed");
+        assert!(space.is_free(BlockNo::new(16)));
+        assert_eq!(space.claim(64), Claim::Run(run(32, 16)), "once each; half of 48 is in use");
+        space.unclaim(run(32, 16)).expect("claimed");
+        space.release(run(49, 67)).expect("taken");
+        space.take_exactly(run(70, 1)).expect("free");
+        assert_eq!(space.claim(640), Claim::Run(run(48, 16)), "71 is in use again");
+        space.unclaim(run(48, 16)).expect("claimed");
+        assert_eq!(space.claim(640), Claim::Run(run(80, 48)), "runs are merged");
+        space.unclaim(run(80, 48)).expect("claimed");
+        assert_eq!(space.claim(640), Claim::Nothing);
+        space.take_exactly(run(16, 16)).expect("free");
+        space.release(run(16, 16)).expect("taken");
+        space.take_exactly(run(20, 1)).expect("free");
+        assert_eq!(space.claim(640), Claim::Nothing, "20 is in use again");
+        assert_eq!(space.wrong_sums(), Vec::<String>::new());
+    }
+
+    /// What is known of a group that is not loaded: what came back in one piece, and how much in
+    /// smaller ones.
+    #[test]
+    fn a_group_is_loaded_for_what_was_freed_there() {
+        let geometry = Geometry::new(2100, 8, 1).expect("a pool");
+        let run = |block, len| Run { block: BlockNo::new(block), len };
+        let unloaded = || {
+            let groups = (0..geometry.groups()).map(|_| 0);
+            let mut space = Space::new(geometry, groups);
+            space.note_freed(16);
+            space
+        };
+        let mut space = unloaded();
+        space.release(run(16, 8)).expect("believed");
+        space.release(run(24, 8)).expect("believed");
+        assert_eq!(space.claim(64), Claim::Nothing);
+        space.release(run(32, 24)).expect("believed");
+        assert_eq!(space.claim(64), Claim::Load(0));
+        space.install(0, free(PAGE_ENTRIES));
+        assert_eq!(space.claim(64), Claim::Run(run(32, 16)));
+        let mut space = unloaded();
+        for piece in 0..PAGE_ENTRIES / PIECES_SHARE / 8 {
+            assert_eq!(space.claim(64), Claim::Nothing, "piece {piece}");
+            space.release(run(16 + 8 * piece, 8)).expect("believed");
+        }
+        space.release(run(16 + PAGE_ENTRIES / 2, 8)).expect("believed");
+        assert_eq!(space.claim(64), Claim::Load(0));
+        let mut bitmap = free(PAGE_ENTRIES);
+        bitmap.set(20, 1, false);
+        space.install(0, bitmap);
+        assert_eq!(space.claim(64), Claim::Run(run(16, 16)), "the next is in use in part");
+        assert_eq!(space.claim(64), Claim::Run(run(48, 64)));
+    }
+
+    #[test]
+    fn only_free_blocks_are_taken_and_only_taken_ones_come_back() {
+        let geometry = Geometry::new(2100, 8, 1).expect("a pool");
+        let mut space = Space::new(geometry, (0..geometry.groups()).map(|g| geometry.group_len(g)));
+        let run = |index, len| Run { block: geometry.block_at(0, index), len };
+        assert_eq!(space.take_exactly(run(3, 1)), Err(TakeError::Load(0)));
+        space.install(0, free(PAGE_ENTRIES));
+        space.take_exactly(run(3, 2)).expect("free");
+        assert_eq!(space.take_exactly(run(4, 1)), Err(TakeError::Full), "taken already");
+        assert_eq!(space.take(PAGE_ENTRIES).map(|run| run.len), Ok(PAGE_ENTRIES - 5));
+        assert_eq!(space.take(3), Ok(run(0, 3)));
+        assert_eq!(space.take(1), Err(TakeError::Load(1)), "the group is full");
+        space.untake(run(0, 3));
+        space.release(run(3, 2)).expect("taken");
+        assert!(space.release(run(4, 1)).is_err(), "given up twice");
+        assert_eq!(space.wrong_sums(), Vec::<String>::new());
+    }
+}

@@ -7,33 +7,24 @@
 //! What is read is right, or an error that names a structure and its place. Nothing panics, hangs or
 //! takes memory without bound; what was acknowledged on the damaged pool is there when it is opened
 //! again.
-//!
-//! Damage to maps, tables and data is *contained*: the pool opens, does not stop, and everything that
-//! does not need the damaged block goes on, through deletions, checkpoints and restarts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::subject::Subject;
 use crate::gen_ops::{Bounds, Generator, Op};
-use crate::model::{BLOCK_SECTORS, Birth, Model, Stamps, stamps_of};
+use crate::model::{BLOCK_SECTORS, Model, Stamps, stamps_of};
 use crate::run::{Log, perform};
 use pando_engine::disk::sim::{Rng, SimDisk, SimImage, SimOptions};
 use pando_engine::error::{Error, ErrorKind};
 use pando_engine::pool::{DumpForm, Pool, check_offline, dump_offline};
-use pando_engine::runtime::Buf;
 use pando_engine::runtime::executor::end_of_turn;
-use pando_engine::units::{BLOCK_BYTES, VolumeId, to_u32, to_usize};
+use pando_engine::units::{BLOCK_BYTES, VolumeId, to_u32};
 
 /// Events after which a pool is said to hang.
 const EVENTS_MAX: u64 = 20_000;
 /// Operations on a damaged pool.
 const OPS: usize = 6;
-/// Checkpoints after which all deletions are done.
-const CHECKPOINTS: usize = 3;
-/// The volume that a damaged pool must take.
-const NEW: &str = "made-on-the-damaged-pool";
-const NEW_BLOCKS: u64 = 8;
 
 /// What an image is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -44,8 +35,6 @@ pub struct Question {
     pub change: bool,
     /// Whether a checksum was made right: then what the checker has found excuses wrong data.
     pub forged: bool,
-    /// Whether the pool must open and go on without what is damaged.
-    pub contained: bool,
     /// For the random choices.
     pub seed: u64,
 }
@@ -151,35 +140,6 @@ impl Judge<'_> {
 
     fn met(&mut self, error: &Error) {
         self.verdict.met(error, self.question.forged);
-        if self.question.contained && error.kind() == ErrorKind::Poisoned {
-            self.verdict.wrong(format!("the pool stopped: {error}"));
-        }
-    }
-
-    /// The pool was not opened.
-    fn refused(&mut self, error: &Error) {
-        self.met(error);
-        self.verdict.refused = Some(error.to_string());
-        if self.question.contained {
-            self.verdict.wrong(format!("it does not open: {error}"));
-        }
-    }
-
-    /// A new volume can be made, written, read and deleted, and so can every other one be deleted.
-    async fn go_on(&mut self, pool: &Pool) {
-        if let Err(error) = use_new_volume(pool).await {
-            self.verdict.wrong(format!("a new volume cannot be used: {error}"));
-        }
-        for info in pool.list(None, usize::MAX).0 {
-            if let Err(error) = pool.delete(info.id).await {
-                self.verdict.wrong(format!("{} cannot be deleted: {error}", info.name));
-            }
-        }
-        for _ in 0..CHECKPOINTS {
-            if let Err(error) = pool.checkpoint().await {
-                return self.verdict.wrong(format!("no checkpoint after deletions: {error}"));
-            }
-        }
     }
 
     /// Everything up to the end of the process. True if the pool is to be opened again.
@@ -196,7 +156,8 @@ impl Judge<'_> {
         let pool = match self.subject.config.open(sim).await {
             Ok(pool) => pool,
             Err(error) => {
-                self.refused(&error);
+                self.met(&error);
+                self.verdict.refused = Some(error.to_string());
                 return false;
             }
         };
@@ -219,9 +180,6 @@ impl Judge<'_> {
         if self.compare(&pool, least, "after changes").await.is_none() {
             return false;
         }
-        if self.question.contained {
-            self.go_on(&pool).await;
-        }
         // Killed or closed.
         if Rng::new(self.question.seed).chance(8)
             && let Err(error) = pool.close().await
@@ -233,16 +191,11 @@ impl Judge<'_> {
 
     async fn second_life(&mut self, sim: &SimDisk) {
         match self.subject.config.open(sim).await {
-            Ok(pool) if self.question.contained => {
-                if let Err(error) = use_new_volume(&pool).await {
-                    self.verdict.wrong(format!("opened again, no volume can be used: {error}"));
-                }
-            }
             Ok(pool) => {
                 let least = self.log.acknowledged;
                 self.compare(&pool, least, "after opening again").await;
             }
-            Err(error) => self.refused(&error),
+            Err(error) => self.met(&error),
         }
     }
 
@@ -350,23 +303,6 @@ impl Judge<'_> {
         }
         Ok(())
     }
-}
-
-/// Makes a volume, writes, reads and deletes it.
-async fn use_new_volume(pool: &Pool) -> Result<(), Error> {
-    let size_bytes = Some(NEW_BLOCKS * BLOCK_BYTES);
-    let birth = Birth { name: NEW.into(), size_bytes, source: None, snapshot: false };
-    perform(pool, &Op::Create(vec![birth]), 0).await?;
-    let id = pool.find(NEW)?.id;
-    let device = pool.device(id)?;
-    let mut buf = Buf::new(to_usize(NEW_BLOCKS));
-    buf.as_mut_bytes().fill(0x5A);
-    let len = to_u32(NEW_BLOCKS * BLOCK_BYTES);
-    device.write(0, len, buf, true).await?;
-    pool.checkpoint().await?;
-    let read = device.read(0, len).await?;
-    assert!(read.bytes().iter().all(|byte| *byte == 0x5A), "wrong data of a new volume");
-    pool.delete(id).await
 }
 
 /// What was read of a volume.

@@ -40,12 +40,6 @@ pub const BELIEVED: [(Structure, &str); 5] = [
     (Structure::Catalogue, "next_id"),
 ];
 
-/// Whether damage to a structure leaves the rest of the pool as it was. The others are few, and
-/// each exists twice or says what was flushed.
-const fn is_contained(structure: Structure) -> bool {
-    !matches!(structure, Structure::Superblock | Structure::Journal | Structure::Catalogue)
-}
-
 /// What is done to an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Case {
@@ -177,7 +171,6 @@ impl Campaign {
             least: if self.may_end_early(case) { self.subject.proved } else { newest },
             change: !matches!(case, Case::Bit(..)) || tally.images.is_multiple_of(8),
             forged,
-            contained: !forged && is_contained(structure),
             seed: self.seed ^ tally.images,
         };
         let verdict = catch_unwind(AssertUnwindSafe(|| judge(&self.subject, &image, question)));

@@ -139,8 +139,7 @@ struct Maker {
 impl Maker {
     fn new(seed: u64) -> Self {
         let config = Config {
-            // Two groups: one can be damaged.
-            pool_blocks: 1250,
+            pool_blocks: 480,
             journal_blocks: 12,
             fanout: Fanout { leaf_max: 4, inner_max: 4 },
             cache_bytes: 1 << 20,

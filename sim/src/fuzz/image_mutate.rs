@@ -147,7 +147,7 @@ impl Sound {
         for raw in changes {
             forged |= self.change(&mut image, *raw, reached);
         }
-        let question = Question { least: 0, change: true, forged: true, contained: false, seed };
+        let question = Question { least: 0, change: true, forged: true, seed };
         let verdict: Verdict = judge(&self.campaign.subject, &image, question);
         reached.note(if forged { "forged" } else { "several changes" });
         reached.add("refused", u64::from(verdict.refused.is_some()));

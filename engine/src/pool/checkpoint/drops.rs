@@ -4,19 +4,16 @@
 use super::changes::Freed;
 use super::net::net;
 use super::tables::NewTables;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::catalogue::NodeDrop;
 use crate::format::node::{Node, NodeChild, children};
 use crate::limits::DROPS_WAITING_MAX;
 use crate::map::{RefChange, RefDelta};
-use crate::pool::{Pool, count};
+use crate::pool::Pool;
 
 /// Nodes whose losses are netted together.
 const ROUND: usize = 64;
 
-/// A node that is damaged stays counted, with everything below it: the checker reports that as leaked
-/// (K17), and nothing else is held up.
-///
 /// Works off as many of `drops` as the pool was opened for, and more if more than
 /// [`DROPS_WAITING_MAX`] would be left: the catalogue has room for so many. A drop holds one
 /// reference to its node: the last one frees the node and passes the loss on to its children.
@@ -48,21 +45,8 @@ async fn give_up(
     drops: &mut Vec<NodeDrop>,
 ) -> Result<()> {
     let mut change = RefChange::NodeDown;
-    let Some(references) = tables.count_of(drop.block).await? else {
-        let block = drop.block;
-        leaked(pool, &Error::corrupt(format!("map node at {block}: its count is damaged")));
-        return Ok(());
-    };
-    if references == 1 {
-        let children = match load(pool, drop).await {
-            Ok(children) => children,
-            Err(error) if error.kind().is_damage() => {
-                leaked(pool, &error);
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        for child in children {
+    if tables.count_of(drop.block).await? == 1 {
+        for child in load(pool, drop).await? {
             match child {
                 NodeChild::Node(ptr) => drops.push(ptr.into()),
                 NodeChild::Data(extent) => log.push(RefDelta::data_down(&extent)),
@@ -72,12 +56,6 @@ async fn give_up(
     }
     log.push(RefDelta { block: drop.block, birth: drop.birth, count: 1, change });
     Ok(())
-}
-
-/// A dropped node gives up nothing.
-fn leaked(pool: &Pool, error: &Error) {
-    tracing::error!(%error, "a deleted part of a map is leaked: run `pando pool check`");
-    count(&pool.core.counters.leaks, 1);
 }
 
 /// The children of a dropped node.

@@ -62,6 +62,6 @@ async fn read_ahead(
             ids.push(id);
         }
     }
-    tables.prefetch(&ids).await;
+    tables.prefetch(&ids).await?;
     Ok(ids.len())
 }

@@ -1,13 +1,13 @@
 //! The tables of the checkpoint that is being written: copies of the pages that change, written
 //! to their other slots when there are many of them and at the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
 
 use super::changes::{Freed, PageChange};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::catalogue::{GroupEntry, NodeDrop};
 use crate::format::geometry::{Geometry, PageId, Table};
 use crate::format::group::{BlockType, COUNT_MASK, GroupHeader, TablePage};
@@ -36,8 +36,6 @@ pub(super) struct NewTables<'a> {
     pages: BTreeMap<PageId, Box<TablePage>>,
     /// Pages of this generation that were written early.
     written: Vec<PageId>,
-    /// Pages that are damaged: nothing in them is counted any more.
-    lost: BTreeSet<PageId>,
     /// Pages for the cache, when all is durable.
     finished: Vec<(PageId, Arc<TablePage>)>,
 }
@@ -51,7 +49,6 @@ impl<'a> NewTables<'a> {
             groups: BTreeMap::new(),
             pages: BTreeMap::new(),
             written: Vec::new(),
-            lost: BTreeSet::new(),
             finished: Vec::new(),
         }
     }
@@ -60,37 +57,16 @@ impl<'a> NewTables<'a> {
         self.geometry
     }
 
-    /// The page, to be changed; `None` if it is damaged. Then its group is quarantined.
-    pub(super) async fn page(&mut self, id: PageId) -> Result<Option<&mut TablePage>> {
-        if self.lost.contains(&id) {
-            return Ok(None);
-        }
+    /// The page, to be changed.
+    pub(super) async fn page(&mut self, id: PageId) -> Result<&mut TablePage> {
         if !self.pages.contains_key(&id) {
             if self.pages.len() >= PAGES_MAX {
                 self.write_pages().await?;
             }
-            match self.load_page(id).await {
-                Ok(page) => self.pages.insert(id, page),
-                Err(error) if is_lost(id, &error) => {
-                    self.pool.core.lock().quarantine(id.group, &error);
-                    self.lost.insert(id);
-                    return Ok(None);
-                }
-                Err(error) => return Err(error),
-            };
+            let page = self.load_page(id).await?;
+            self.pages.insert(id, page);
         }
-        Ok(self.pages.get_mut(&id).map(Box::as_mut))
-    }
-
-    /// A page of checksums, to be changed. One that is damaged is begun anew, so that what was
-    /// written since can be verified; the checksums in it are lost, and reading the blocks they
-    /// belonged to fails as it did before. `None` if its group has no header either.
-    pub(super) async fn sums_page(&mut self, id: PageId) -> Result<Option<&mut TablePage>> {
-        if self.page(id).await?.is_none() && self.groups.contains_key(&id.group) {
-            self.lost.remove(&id);
-            self.pages.insert(id, TablePage::empty(id));
-        }
-        Ok(self.pages.get_mut(&id).map(Box::as_mut))
+        Ok(self.pages.get_mut(&id).expect("just inserted"))
     }
 
     async fn load_page(&mut self, id: PageId) -> Result<Box<TablePage>> {
@@ -132,9 +108,8 @@ impl<'a> NewTables<'a> {
         }
     }
 
-    /// Reads, in parallel, the pages that are about to be changed. What cannot be read is met again,
-    /// and reported, by [`Self::page`].
-    pub(super) async fn prefetch(&mut self, ids: &[PageId]) {
+    /// Reads, in parallel, the pages that are about to be changed.
+    pub(super) async fn prefetch(&mut self, ids: &[PageId]) -> Result<()> {
         let wanted =
             |missing: std::result::Result<Option<Arc<TablePage>>, MissingTable>| missing.err();
         for _ in 0..2 {
@@ -147,13 +122,15 @@ impl<'a> NewTables<'a> {
             missing.dedup();
             for some in missing.chunks(PARALLEL) {
                 let loads = some.iter().map(|missing| self.pool.load_table(*missing));
-                join_all(loads).await;
+                for loaded in join_all(loads).await {
+                    loaded?;
+                }
             }
         }
+        Ok(())
     }
 
-    /// Adds what changed to the counts of a page, and decides what fell to 0. In a damaged page
-    /// nothing is counted: its blocks stay in use.
+    /// Adds what changed to the counts of a page, and decides what fell to 0.
     pub(super) async fn change_page(
         &mut self,
         change: &PageChange,
@@ -161,7 +138,7 @@ impl<'a> NewTables<'a> {
         drops: &mut Vec<NodeDrop>,
     ) -> Result<()> {
         let pool = self.pool;
-        let Some(page) = self.page(change.id).await? else { return Ok(()) };
+        let page = self.page(change.id).await?;
         let mut free: i64 = 0;
         for (at, (offset, entry)) in (0u64..).zip(&change.entries).enumerate() {
             let Some(kind) = entry.kind else { continue };
@@ -199,12 +176,12 @@ impl<'a> NewTables<'a> {
         Ok(())
     }
 
-    /// The count of a block as it will be; `None` if the page with it is damaged.
-    pub(super) async fn count_of(&mut self, block: BlockNo) -> Result<Option<u32>> {
+    /// The count of a block as it will be.
+    pub(super) async fn count_of(&mut self, block: BlockNo) -> Result<u32> {
         let Some((id, at)) = self.geometry.page_of(Table::Refs, block) else {
             return Err(Error::corrupt(format!("{block} has no reference count: out of bounds")));
         };
-        Ok(self.page(id).await?.map(|page| page.get(at) & COUNT_MASK))
+        Ok(self.page(id).await?.get(at) & COUNT_MASK)
     }
 
     /// Writes all changed pages to the slots that the last checkpoint does not need.
@@ -257,12 +234,6 @@ impl<'a> NewTables<'a> {
         }
         Ok(Finished { groups, pages: self.finished })
     }
-}
-
-/// Whether a page is given up for an error. Not a page of checksums that cannot be read just now: it
-/// would be begun anew, and what it held may still be there when the pool is opened again.
-fn is_lost(id: PageId, error: &Error) -> bool {
-    error.kind().is_damage() && (id.table == Table::Refs || error.kind() != ErrorKind::Io)
 }
 
 /// What a checkpoint hands to the readers of the tables.

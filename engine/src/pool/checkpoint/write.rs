@@ -159,10 +159,10 @@ async fn merge_sums(pool: &Pool, tables: &mut NewTables<'_>) -> Result<()> {
         inner.state.sealed_sums.as_ref().map(|sums| sums.pages()).unwrap_or_default()
     };
     for some in ids.chunks(256) {
-        tables.prefetch(some).await;
+        tables.prefetch(some).await?;
         for id in some {
             debug_assert_eq!(id.table, Table::Sums);
-            let Some(page) = tables.sums_page(*id).await? else { continue };
+            let page = tables.page(*id).await?;
             let inner = pool.core.lock();
             if let Some(sums) = &inner.state.sealed_sums {
                 sums.merge_into(*id, page);

@@ -66,17 +66,6 @@ impl Inner {
         Ok(())
     }
 
-    /// The tables of a group are damaged: see [`crate::space::Space::quarantine`].
-    pub(crate) fn quarantine(&mut self, group: u32, error: &Error) {
-        if self.state.space.quarantine(group) {
-            tracing::error!(
-                group,
-                %error,
-                "an allocation group is damaged: no block of it is allocated or freed"
-            );
-        }
-    }
-
     /// Whether blocks are taken that are in no record yet, other than those set aside for nodes.
     fn writes_under_way(&self) -> bool {
         self.state.space.outstanding() > to_u64(self.state.node_blocks.len())
@@ -170,42 +159,27 @@ impl Pool {
     }
 
     /// Loads the free blocks of a group: those without a reference in the last durable checkpoint
-    /// that do not wait for their readers. A group whose tables cannot be read is quarantined
-    /// instead; the caller tries again and gets its blocks elsewhere.
+    /// that nobody waits for.
     pub(crate) async fn load_group(&self, group: u32) -> Result<()> {
         for _ in 0..RETRIES {
-            let before = {
-                let inner = self.core.lock();
-                if inner.state.space.is_loaded(group) || inner.state.space.is_quarantined(group) {
-                    return Ok(());
-                }
-                inner.state.tables.entry(group).generation
-            };
-            let counts = self.read_pages(group, Table::Refs).await;
-            // Of a block that is written here the checksum must have a place.
-            let sums = match &counts {
-                Ok(_) => self.read_pages(group, Table::Sums).await.map(drop),
-                Err(_) => Ok(()),
-            };
+            if self.core.lock().state.space.is_loaded(group) {
+                return Ok(());
+            }
+            let before = self.core.lock().state.tables.entry(group).generation;
+            let pages = self.read_counts(group).await;
             let mut inner = self.core.lock();
             if inner.state.tables.entry(group).generation != before {
                 continue; // A checkpoint has replaced the pages while they were read.
             }
-            match sums.and(counts) {
-                Ok(pages) => {
-                    let bitmap = inner.free_blocks(group, &pages);
-                    inner.state.space.install(group, bitmap);
-                }
-                Err(error) if error.kind().is_damage() => inner.quarantine(group, &error),
-                Err(error) => return Err(error),
-            }
+            let bitmap = inner.free_blocks(group, &pages?);
+            inner.state.space.install(group, bitmap);
             return Ok(());
         }
         Err(Error::new(ErrorKind::Busy, format!("group {group} changes too fast to be loaded")))
     }
 
-    /// The pages of a table of a group; `None` for one that was never written.
-    async fn read_pages(&self, group: u32, table: Table) -> Result<Vec<Option<Box<TablePage>>>> {
+    /// The pages of a group's reference counts; `None` for one that was never written.
+    async fn read_counts(&self, group: u32) -> Result<Vec<Option<Box<TablePage>>>> {
         let header = loop {
             let found = self.core.lock().state.tables.header(group);
             match found {
@@ -214,7 +188,7 @@ impl Pool {
             }
         };
         let geometry = self.core.lock().state.geometry;
-        let first = PageId { group, table, page: 0 };
+        let first = PageId { group, table: Table::Refs, page: 0 };
         let ids =
             (0..crate::units::to_u32(geometry.group_pages)).map(|page| PageId { page, ..first });
         let versions: Vec<_> = ids.map(|id| (id, header.version(id))).collect();

@@ -136,29 +136,18 @@ impl Pool {
             self.abandon(batch, &error);
             return;
         }
-        self.record_all(batch).await;
-        self.sync_if_overdue().await;
-    }
-
-    /// Records the writes of a batch. Where damage is met they are recorded one by one, so that only
-    /// the writes that need the damaged node fail.
-    async fn record_all(&self, mut left: Vec<Placed>) {
-        let mut one_by_one = false;
+        let mut left = batch;
         while !left.is_empty() {
-            let (rest, obstacle) = self.record_batch(left, one_by_one);
+            let (rest, obstacle) = self.record_batch(left);
             left = rest;
-            let Some((obstacle, pin)) = obstacle else { continue };
-            let Err(error) = self.overcome(obstacle, pin).await else { continue };
-            if !error.kind().is_damage() {
-                return self.abandon(left, &error);
-            }
-            if one_by_one {
-                let others = left.split_off(1);
+            if let Some((obstacle, pin)) = obstacle
+                && let Err(error) = self.overcome(obstacle, pin).await
+            {
                 self.abandon(left, &error);
-                left = others;
+                return;
             }
-            one_by_one = true;
         }
+        self.sync_if_overdue().await;
     }
 
     /// Hands the blocks to the device: neighbours in one vectored write.
@@ -222,11 +211,7 @@ impl Pool {
 
     /// Records as many writes of the batch as possible in one critical section. Returns the rest
     /// with what is in the way.
-    fn record_batch(
-        &self,
-        mut batch: Vec<Placed>,
-        one_by_one: bool,
-    ) -> (Vec<Placed>, Option<(Obstacle, Pin)>) {
+    fn record_batch(&self, mut batch: Vec<Placed>) -> (Vec<Placed>, Option<(Obstacle, Pin)>) {
         let mut answers = Vec::with_capacity(batch.len());
         let mut obstacle = None;
         let (wanted, pin) = {
@@ -237,8 +222,7 @@ impl Pool {
                     obstacle = Some(Obstacle::Need(crate::state::Need::Refused(error)));
                     break;
                 }
-                let most = if one_by_one { done + 1 } else { batch.len() };
-                let take = inner.overtaken_or_group(&mut batch[done..most]);
+                let take = inner.overtaken_or_group(&mut batch[done..]);
                 match take {
                     Group::Gone => {
                         inner.give_back(&batch[done]);

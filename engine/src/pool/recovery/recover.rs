@@ -23,7 +23,7 @@ use crate::pool::core::Pool;
 use crate::runtime::Buf;
 use crate::space::{Run, TakeError};
 use crate::state::Need;
-use crate::units::{Lba, Seqno, VolumeId, to_usize};
+use crate::units::{Seqno, to_usize};
 
 /// Records whose nodes are read at the same time.
 const WINDOW: usize = 64;
@@ -78,7 +78,7 @@ impl Pool {
             if some.is_empty() {
                 return Ok(proved);
             }
-            self.read_ahead(&some).await;
+            self.read_ahead(&some).await?;
             for framed in some {
                 self.replay_one(framed).await?;
             }
@@ -134,9 +134,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Reads the nodes that the records of a window need. What cannot be read is met again when its
-    /// record is applied.
-    async fn read_ahead(&self, window: &[Framed]) {
+    async fn read_ahead(&self, window: &[Framed]) -> Result<()> {
         for _ in 0..crate::limits::MAP_LEVELS_MAX {
             let mut missing: Vec<map::Missing> = {
                 let inner = self.core.lock();
@@ -154,82 +152,36 @@ impl Pool {
             if missing.is_empty() {
                 break;
             }
-            join_all(missing.iter().map(|node| self.load_node(node))).await;
-        }
-    }
-
-    /// Applies a record. If a node that it needs is damaged it is applied run by run, and what lies
-    /// below the damaged node is left out: that range of the volume cannot be read anyway.
-    async fn replay_one(&self, framed: Framed) -> Result<()> {
-        let Framed { seqno, record, .. } = framed;
-        let Err((record, lost)) = self.replay_record(seqno, record).await? else { return Ok(()) };
-        match record {
-            Record::Map { runs, sums } => {
-                let mut sums = sums.as_slice();
-                for run in runs {
-                    let (mine, rest) = sums.split_at(to_usize(u64::from(run.len)));
-                    sums = rest;
-                    let single = Record::Map { runs: vec![run], sums: mine.to_vec() };
-                    if let Err((_, lost)) = self.replay_record(seqno, single).await? {
-                        self.leave_out(seqno, run.volume, (run.lba, run.len.into()), &lost);
-                        let run = Run { block: run.block, len: u64::from(run.len) };
-                        self.core.lock().state.space.untake(run);
-                    }
-                }
-            }
-            Record::Unmap { volume, lba, len } => self.leave_out(seqno, volume, (lba, len), &lost),
-            Record::Create(_) | Record::Modify(_) | Record::Delete(_) => {
-                unreachable!("these records need no node")
+            for loaded in join_all(missing.iter().map(|node| self.load_node(node))).await {
+                loaded?;
             }
         }
         Ok(())
     }
 
-    /// Applies a record. `Ok(Err)` if a node that it needs is damaged: then nothing has changed.
-    async fn replay_record(
-        &self,
-        seqno: Seqno,
-        record: Record,
-    ) -> Result<std::result::Result<(), (Record, Error)>> {
+    async fn replay_one(&self, framed: Framed) -> Result<()> {
         loop {
             let need = {
                 let mut inner = self.core.lock();
-                match inner.state.prepare(&record) {
+                match inner.state.prepare(&framed.record) {
                     Ok(()) => {
                         // Under a number of this life: see the module `open`.
                         let seqno = inner.state.seqno.next();
-                        inner.state.apply(seqno, record);
-                        return Ok(Ok(()));
+                        inner.state.apply(seqno, framed.record);
+                        return Ok(());
                     }
                     Err(need) => need,
                 }
             };
-            let is_node = matches!(need, Need::Node(_));
-            match self.fetch(need).await {
-                Ok(()) => {}
-                // The node may be readable again later, and then the change must not be lost.
-                Err(error) if error.kind() == ErrorKind::Io => return Err(error),
-                Err(error) if is_node && error.kind().is_damage() => {
-                    return Ok(Err((record, error)));
-                }
-                Err(error) => {
-                    return Err(Error::corrupt(format!("journal record {}: {error}", seqno.get())));
-                }
-            }
+            self.fetch_for_replay(need, framed.seqno).await?;
         }
     }
 
-    fn leave_out(&self, seqno: Seqno, volume: VolumeId, (lba, len): (Lba, u64), error: &Error) {
-        let inner = self.core.lock();
-        let volume = inner.state.volume(volume).map_or("", |volume| &volume.entry.name);
-        tracing::error!(
-            record = seqno.get(),
-            volume,
-            %lba,
-            blocks = len,
-            %error,
-            "a change below a damaged map node is lost"
-        );
+    async fn fetch_for_replay(&self, need: Need, seqno: Seqno) -> Result<()> {
+        self.fetch(need).await.map_err(|error| match error.kind() {
+            ErrorKind::Io => error,
+            _ => Error::corrupt(format!("journal record {}: {error}", seqno.get())),
+        })
     }
 }
 
