@@ -1,5 +1,10 @@
 //! Finding the last checkpoint: the newest whole superblock, and its catalogue.
 
+#![cfg_attr(
+    not(feature = "testing"),
+    expect(unreachable_pub, reason = "the probe for pando-sim re-exports them")
+)]
+
 use std::rc::Rc;
 
 use crate::disk::Disk;
