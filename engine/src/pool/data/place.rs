@@ -1,11 +1,34 @@
-//! Admission: whether a write may have fresh blocks, and which. Growth gets ENOSPC at once, for
-//! that request alone; overwrites of a volume's own blocks, which the next checkpoint pays back,
-//! go on into the reserve.
+//! Admission control: which write may allocate blocks, which waits, and which gets ENOSPC.
 //!
 //! ```text
-//!  free blocks   |<- hard reserve ->|<- overwrites ->|<-- growth -->|
-//!                |  nodes, catalogue|                |
+//!  free = |<- hard reserve ->|<- maps of overwrites ->|<- reserved ->|<- growth ->|
+//!         |<------------- growth reserve ------------>|
 //! ```
+//! All quantities are blocks:
+//!
+//! ```text
+//!  free            blocks that may be allocated (`Space::free`); those set aside for map nodes
+//!                  (`State::node_blocks`) and those of writes under way are taken out already
+//!  nodes kept      usable / 64, within 20..8192: nodes of changes that no checkpoint has written
+//!  catalogues kept 2 * max(next, last catalogue) + slack; slack = usable / 512, within 4..256
+//!  hard reserve    (nodes kept - set aside for nodes, at least 0) + catalogues kept
+//!  growth reserve  hard reserve + max(usable / 64, 20) + catalogues kept
+//!  promised(v)     unmet reservation of v: reservation - its own blocks - its blocks in flight
+//!  reserved        sum of promised(v) over all volumes, plus the nodes that a volume with a
+//!                  reservation must still copy while it shares its map
+//!  promises_max    upper bound of `reserved` that needs no walk over the volumes
+//! ```
+//! A write of `n` blocks to volume `v` leaves `left = free - n`. It gets its blocks if one holds:
+//!
+//! ```text
+//!  growth      left >= growth reserve + reserved - promised(v)
+//!  promised    promised(v) >= n  and  left >= hard reserve
+//!  overwrite   the next checkpoint frees n blocks for it  and  left >= hard reserve
+//! ```
+//! Otherwise it waits while a checkpoint can free blocks, [`PATIENCE`] checkpoints at most, and then
+//! gets ENOSPC, for this request alone. Only checkpoints use the hard reserve. The growth limit of a
+//! volume is a separate condition: a write beyond it gets ENOSPC at once, unless it replaces only
+//! blocks that count as the volume's own already.
 
 use std::collections::BTreeMap;
 
@@ -21,41 +44,42 @@ use crate::space::{Run, TakeError};
 use crate::state::Sharing;
 use crate::units::{BLOCK_SIZE, VolumeId, to_u32, to_u64, to_usize};
 
-/// Blocks by which deletions may let the catalogue grow in one checkpoint: what has made no
-/// deletion yet can be many of them when it is settled. A 512th of the pool, within these bounds.
+/// Bounds of the slack of the catalogue: blocks by which drops may lengthen it in one checkpoint.
+/// Changes that no checkpoint has settled can become many drops then. The slack is a 512th of the
+/// pool within these bounds.
 const CATALOGUE_SLACK: (u64, u64) = (4, 256);
-/// At least what one edit of a map of five levels takes.
+/// Minimum of blocks kept for nodes: what one edit of a map of five levels takes.
 const NODES_LEAST: u64 = 20;
-/// Checkpoints that growth waits for before it is told that the pool is full.
+/// Checkpoints that a growing write waits for before it gets ENOSPC.
 pub(in crate::pool) const PATIENCE: usize = 4;
-/// The same for a write that is owed its blocks: it pays them back, or was promised them. Of many at
-/// once that do not find room together, each checkpoint lets some go on.
+/// The same for a write that is owed its blocks: it overwrites the volume's own blocks, or its
+/// volume was promised them. If many such writes do not fit at once, each checkpoint admits some.
 const PATIENCE_OWED: usize = 64;
-/// Volumes whose refused writes are kept apart.
+/// Maximum of volumes whose refused writes are counted separately.
 const REFUSED_NAMES_MAX: usize = 16;
 
-/// A write that has its blocks.
+/// A write whose blocks are allocated.
 pub(crate) struct Placed {
     pub(crate) write: Pending,
-    /// Where its blocks are, in their order.
+    /// The allocated runs, in the order of the data.
     pub(crate) runs: Vec<Run>,
     /// Checksums of its blocks.
     pub(crate) sums: Vec<u32>,
-    /// Blocks not yet in the map.
+    /// Blocks that are not in the map yet.
     pub(crate) blocks: u64,
 }
 
-/// What became of the request for blocks.
+/// Result of a request for blocks.
 pub(crate) enum Admission {
-    /// It has them.
+    /// The blocks are allocated.
     Placed(Placed),
-    /// It gets none.
+    /// The write fails with this error.
     Refused(Pending, Error),
-    /// Something must happen first.
+    /// The write must wait for this first.
     Wait(Pending, Wait),
 }
 
-/// Writes refused for lack of space since somebody asked, by the names of their volumes.
+/// Writes refused for lack of space since the last query, by volume name.
 #[derive(Default)]
 pub(crate) struct Refusals {
     by_volume: BTreeMap<String, u64>,
@@ -74,23 +98,22 @@ impl Refusals {
 pub(crate) enum Wait {
     /// A group must be loaded.
     Group(u32),
-    /// The nodes above what it replaces must be loaded.
+    /// The map nodes above the replaced blocks must be loaded.
     Map,
-    /// Blocks must be freed by a checkpoint.
+    /// A checkpoint must free blocks.
     Space {
-        /// This many were published.
+        /// Number of checkpoints published when the wait began.
         published: u64,
-        /// They are owed to it: it gives as many back with the next checkpoint, or was promised
-        /// them.
+        /// The write is owed its blocks: the next checkpoint frees as many, or they were promised.
         owed: bool,
     },
 }
 
-/// Whether every block that a write replaces is the volume's own.
+/// Whether a write replaces only blocks of the volume's own.
 struct Replaced {
-    /// So far as its growth limit counts: the write adds nothing to the volume.
+    /// By the rules of the growth limit: the write does not make the volume grow.
     counted: bool,
-    /// For certain: the next checkpoint gives as many blocks back.
+    /// With certainty: the next checkpoint frees as many blocks as the write takes.
     comes_back: bool,
 }
 
@@ -98,19 +121,19 @@ impl Replaced {
     const NOTHING: Self = Self { counted: false, comes_back: false };
 }
 
-/// The answer to what needs space that the pool does not have.
+/// The error for a request that needs space when the pool has none left.
 pub(in crate::pool) fn pool_full() -> Error {
     let what = "the pool is full; delete volumes or snapshots, or grow it with `pando pool grow`";
     Error::new(ErrorKind::NoSpace, what)
 }
 
-/// The answer to a write whose volume is gone.
+/// The error for a write whose volume was deleted.
 pub(in crate::pool) fn deleted(volume: VolumeId) -> Error {
     Error::new(ErrorKind::NotFound, format!("{volume} was deleted"))
 }
 
 impl Placed {
-    /// The buffers of the runs; a write in one run, the usual case, is not copied.
+    /// One buffer per run. A write in one run, the usual case, is not copied.
     pub(crate) fn take_bufs(&mut self) -> Vec<Buf> {
         let whole = std::mem::replace(&mut self.write.buf, Buf::new(1));
         if self.runs.len() == 1 {
@@ -127,7 +150,7 @@ impl Placed {
         self.runs.iter().map(&mut part).collect()
     }
 
-    /// The runs as the record names them.
+    /// Appends the runs in the form of a map record.
     pub(crate) fn map_runs(&self, out: &mut Vec<MapRun>) {
         let mut lba = self.write.lba;
         for run in &self.runs {
@@ -137,12 +160,12 @@ impl Placed {
         }
     }
 
-    /// The first `len` blocks, all of the first run, are in the map.
+    /// Removes the first `len` blocks, all of them in the first run: they are in the map now.
     pub(crate) fn advance(&mut self, len: u64) {
         self.write.lba = self.write.lba.plus(len);
         self.sums.drain(..to_usize(len));
         self.blocks -= len;
-        // What was merged with the blocks that are in the map now has had its effect.
+        // The condition on blocks that are in the map now has been checked.
         let left = self.write.lba;
         self.write.unless_changed.retain(|(lba, _)| *lba >= left);
         let first = &mut self.runs[0];
@@ -155,38 +178,38 @@ impl Placed {
 }
 
 impl Inner {
-    /// Blocks that only checkpoints may use: catalogues, and nodes for a while. What is set aside
-    /// for nodes already is a part of them.
+    /// Blocks that only checkpoints may use: two catalogues, and the nodes of changes that no
+    /// checkpoint has written. Blocks set aside for nodes already count towards the latter.
     pub(crate) fn hard_reserve(&self) -> u64 {
         self.hard_reserve_with(0)
     }
 
-    /// As [`Self::hard_reserve`], with so many bytes more in the entries of the catalogue.
+    /// As [`Self::hard_reserve`], for a catalogue whose entries are longer by `entries_bytes`.
     pub(crate) fn hard_reserve_with(&self, entries_bytes: u64) -> u64 {
         let aside = to_u64(self.state.node_blocks.len());
         let catalogues = self.kept_for_catalogues_with(entries_bytes);
         self.kept_for_nodes().saturating_sub(aside) + catalogues
     }
 
-    /// Blocks that growth leaves alone: the hard reserve, and room for overwrites and promises.
-    /// However small the pieces are in which these replace what the pool holds, their maps fit: a
-    /// node that is half full names 126 blocks, a replaced block adds two pieces at most.
+    /// Blocks that growth leaves for checkpoints, overwrites and promises: the hard reserve, nodes
+    /// and catalogues once more. The nodes suffice however small the pieces of the overwrites are: a
+    /// node that is half full names 126 blocks, and a replaced block adds two extents at most.
     pub(crate) fn growth_reserve(&self) -> u64 {
         let maps = (self.state.geometry.usable_blocks() / 64).max(NODES_LEAST);
         self.hard_reserve() + maps + self.kept_for_catalogues()
     }
 
-    /// Blocks for the nodes of changes that are on their way into a checkpoint.
+    /// Blocks for the nodes of changes that the next checkpoint writes.
     fn kept_for_nodes(&self) -> u64 {
         (self.state.geometry.usable_blocks() / 64).clamp(NODES_LEAST, 8192)
     }
 
-    /// Two catalogues, of which the next may be longer than the last.
+    /// Blocks for two catalogues, of which the next may be longer than the last.
     pub(crate) fn kept_for_catalogues(&self) -> u64 {
         self.kept_for_catalogues_with(0)
     }
 
-    /// As [`Self::kept_for_catalogues`], with so many bytes more in the entries.
+    /// As [`Self::kept_for_catalogues`], for entries that are longer by `entries_bytes`.
     pub(crate) fn kept_for_catalogues_with(&self, entries_bytes: u64) -> u64 {
         let geometry = &self.state.geometry;
         let entries = self.state.entries_bytes + entries_bytes;
@@ -196,7 +219,7 @@ impl Inner {
         2 * next + (geometry.usable_blocks() / 512).clamp(least, most)
     }
 
-    /// Checks a write and takes blocks for it.
+    /// Checks a write and allocates blocks for it.
     pub(crate) fn admit(&mut self, write: Pending) -> Admission {
         let blocks = write.buf.block_count();
         if let Err(error) = self.check_alive() {
@@ -263,13 +286,12 @@ impl Inner {
         Admission::Placed(Placed { write, runs, sums: Vec::new(), blocks })
     }
 
-    /// Whether there is room for growth: it stops before the reserve and before what others were
-    /// promised; promised blocks may go further.
+    /// Whether the write is admitted as growth or on the promise to its volume (see the module).
     fn has_space_to_grow(&self, write: &Pending, blocks: u64) -> bool {
         let Some(left) = self.state.space.free().checked_sub(blocks) else { return false };
         let reserve = self.growth_reserve();
         if left >= reserve + self.state.promises_max {
-            return true; // Without adding up who was promised what.
+            return true; // Enough whatever is reserved: no need to sum it up.
         }
         let promised = self.promised(write);
         if promised >= blocks {
@@ -278,11 +300,12 @@ impl Inner {
         left >= reserve + self.state.reserved_blocks() - promised
     }
 
-    /// Blocks that the volume of a write was promised and does not have yet.
+    /// Blocks that the volume of the write was promised and has not used yet.
     fn promised(&self, write: &Pending) -> u64 {
         self.state.volume(write.volume).map_or(0, |volume| volume.unmet_reservation())
     }
 
+    /// Looks up whether the write replaces only blocks of the volume's own.
     ///
     /// # Errors
     /// The node that must be read first.
@@ -337,13 +360,13 @@ impl Pool {
         drop(write.done.send(Err(error)));
     }
 
-    /// Writes that were refused for lack of space since the last call, by volume: 16 volumes at most.
+    /// Writes refused for lack of space since the last call, by volume: 16 volumes at most.
     #[must_use]
     pub fn take_refusals(&self) -> BTreeMap<String, u64> {
         std::mem::take(&mut self.core.lock().refusals).by_volume
     }
 
-    /// Writes what could not be placed at once: fetches what was missing and tries again.
+    /// Completes a write that could not be placed at once: waits for what it needs and retries.
     pub(crate) async fn write_waiting(&self, mut write: Pending, mut wait: Wait) {
         let mut waited = 0;
         loop {

@@ -1,10 +1,10 @@
-//! The way of a write. All writes that arrive in one turn of a thread's loop are gathered: they
-//! get one run of fresh blocks and leave as one vectored write, so that random small writes reach
-//! the disk as few large sequential ones. No block that holds anything is written here (I1).
+//! The write path. All writes that arrive in one turn of a thread's event loop are gathered: they
+//! get one run of fresh blocks and are submitted as one vectored write. Random small writes so
+//! reach the disk as a few large sequential ones. A block in use is never written here (I1).
 //!
 //! ```text
-//! 1 admit: bounds, growth limit, reserve; take fresh blocks      (lock)
-//! 2 write them; the nodes of the map that will change are read meanwhile
+//! 1 admit: bounds, growth limit, reserve; allocate fresh blocks  (lock)
+//! 2 write them; meanwhile read the map nodes that will change
 //! 3 append the records and apply them, in one critical section   (lock)
 //! 4 acknowledge (a write with FUA: after its commit)
 //! ```
@@ -25,17 +25,17 @@ use crate::runtime::executor::{end_of_turn, spawn_local};
 use crate::runtime::sync::atomic::Ordering;
 use crate::units::{BLOCK_SIZE, BlockNo, Lba, VolumeId, to_u32, to_u64, to_usize};
 
-/// Blocks that one gathered batch aims at.
+/// Blocks after which a batch is submitted.
 const BATCH_BLOCKS: u64 = 1024;
-/// Runs in one record.
+/// Maximum of runs in one record.
 const RECORD_RUNS_MAX: usize = 32;
 
-/// What a write was answered.
+/// Outcome of a write that did not fail.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// In the map.
+    /// The data is in the map.
     Done,
-    /// A block that the write was merged with has changed meanwhile: merge again.
+    /// A block that the write was merged with has changed meanwhile: the caller merges again.
     Overtaken,
 }
 
@@ -44,12 +44,13 @@ pub(crate) struct Pending {
     pub(crate) volume: VolumeId,
     pub(crate) lba: Lba,
     pub(crate) buf: Buf,
-    /// Blocks that parts of the data were merged with: what the map must still say.
+    /// Blocks that the data was merged with, a read-modify-write. The map must still name them
+    /// when the write is recorded.
     pub(crate) unless_changed: Vec<(Lba, Option<BlockNo>)>,
     pub(crate) done: oneshot::Sender<Result<Outcome>>,
 }
 
-/// Writes of this thread that wait for the end of its turn.
+/// Writes of this thread that wait for the end of the turn.
 #[derive(Default)]
 pub(crate) struct Gather {
     pending: Vec<Pending>,
@@ -86,7 +87,7 @@ impl Pool {
         answer.await.map_err(|_| Error::new(ErrorKind::Shutdown, "the write was given up"))?
     }
 
-    /// Places what can be placed at once in batches; the rest is written one by one.
+    /// Places what can be placed at once in batches; each of the rest waits in a task of its own.
     fn write_pending(&self, pending: Vec<Pending>) {
         let mut batch: Vec<Placed> = Vec::new();
         let mut blocks = 0;
@@ -122,7 +123,7 @@ impl Pool {
         spawn_local(async move { pool.write_batch(batch).await });
     }
 
-    /// Writes the data of a batch, then its records, and answers every write.
+    /// Writes the data of a batch, then its records, and completes every write.
     pub(in crate::pool) async fn write_batch(&self, mut batch: Vec<Placed>) {
         for placed in &mut batch {
             placed.sums = placed.write.buf.iter_blocks().map(crc32).collect();
@@ -150,7 +151,7 @@ impl Pool {
         self.sync_if_overdue().await;
     }
 
-    /// Hands the blocks to the device: neighbours in one vectored write.
+    /// Submits the data; adjacent runs form one vectored write.
     async fn write_data(&self, batch: &mut [Placed]) -> Result<()> {
         let mut writes: Vec<(BlockNo, u64, Vec<Buf>)> = Vec::new();
         for placed in batch.iter_mut() {
@@ -175,8 +176,8 @@ impl Pool {
         join_all(writes).await.into_iter().collect()
     }
 
-    /// Reads the nodes that the ranges' edits will need, as far as they are missing. Only speeds
-    /// things up: what is still missing later is fetched then.
+    /// Reads the missing nodes that the edits of the ranges will need. An optimization only: what
+    /// is still missing when the record is prepared is fetched then.
     async fn warm(&self, ranges: &[(VolumeId, Lba, u64)]) {
         let needed = |inner: &Inner| {
             ranges.iter().any(|(volume, lba, len)| {
@@ -204,7 +205,7 @@ impl Pool {
             };
             let Some(missing) = missing else { return };
             if self.load_node(&missing).await.is_err() {
-                return; // Met again, and reported, when the record is prepared.
+                return; // The preparation of the record meets and reports it again.
             }
         }
     }
@@ -235,7 +236,7 @@ impl Pool {
                         done += 1;
                     }
                     Group::Of(0) => {
-                        // One write larger than a record: piece by piece.
+                        // The write is larger than a record allows: one piece per record.
                         obstacle = inner.record_piece(&mut batch[done]).err();
                         if obstacle.is_none() && batch[done].runs.is_empty() {
                             answers.push(Ok(Outcome::Done));
@@ -259,7 +260,7 @@ impl Pool {
         }
         let rest = batch.split_off(answers.len());
         for (placed, answer) in batch.into_iter().zip(answers) {
-            // Nobody may wait for the answer any more.
+            // If the receiver is gone, nothing waits for the answer.
             drop(placed.write.done.send(answer));
         }
         (rest, obstacle.zip(pin))
@@ -290,8 +291,8 @@ fn batch_ranges(batch: &[Placed]) -> Vec<(VolumeId, Lba, u64)> {
 }
 
 impl Inner {
-    /// What has become of the first write of `batch`, or how many writes from it on go into
-    /// one record (0: it is too large for one).
+    /// What has become of the first write of `batch`, or how many writes, from the first on, go into
+    /// one record. 0: the first write is too large for one record.
     fn overtaken_or_group(&self, batch: &mut [Placed]) -> Group {
         let (mut runs, mut blocks, mut nodes, mut count) = (0, 0, 0, 0);
         for placed in batch.iter() {
@@ -307,15 +308,15 @@ impl Inner {
             if runs > RECORD_RUNS_MAX || blocks > RECORD_BLOCKS_MAX {
                 break;
             }
-            // A pool that is short of space has few blocks for nodes at hand: record by record,
-            // and a write that is scattered over many runs piece by piece.
+            // A pool that is short of space has few blocks for nodes: one write per record then, and
+            // a write that is scattered over many runs in pieces.
             if count > 0 && nodes > self.state.node_blocks.len() {
                 break;
             }
             if placed.runs.len() > 1 && nodes > self.node_room() {
                 break;
             }
-            // A condition speaks of the state before the record, so it stands at its beginning.
+            // The condition holds for the state before the record, so its write must come first.
             if !placed.write.unless_changed.is_empty() {
                 if count > 0 {
                     break;
@@ -332,8 +333,8 @@ impl Inner {
         Group::Of(count)
     }
 
-    /// Whether the map no longer says what the write was merged with. A node that is missing
-    /// here is fetched by the record's preparation; the lookup of the merge has it resident else.
+    /// Whether the map no longer names a block that the write was merged with. A node that was
+    /// evicted since the merge counts as a change.
     fn is_overtaken(&self, placed: &Placed) -> bool {
         let Some(volume) = self.state.volume(placed.write.volume) else { return false };
         placed.write.unless_changed.iter().any(|(lba, expected)| {
@@ -341,7 +342,7 @@ impl Inner {
             let root = volume.entry.root.as_ref();
             match crate::map::lookup(&self.state.cache, root, *lba, 1, 1, &mut found) {
                 Ok(_) => found.first().map(|extent| extent.block) != *expected,
-                Err(_) => true, // Evicted meanwhile: merging again reads it again.
+                Err(_) => true, // Evicted meanwhile: the next merge reads it again.
             }
         })
     }
