@@ -1,11 +1,11 @@
-//! The background task that discards free blocks (trim, punch hole), so that a device or a host's
-//! file system below gets back what the pool does not use.
+//! The background task that discards free blocks (trim, punch hole): the device, or the file system
+//! of the host below, gets back the space that the pool does not use.
 //!
-//! A discard is a hint, and it is slow where many are made: none is on the way of a write, a
-//! checkpoint or a freed block. Blocks are free before they are discarded. The task takes whole units
-//! of [`OpenOptions::discard_unit`] out of the free blocks, so that nobody writes them meanwhile (I4),
-//! discards them while no lock is held, and gives them back. It rests most of the time, leaves a pool
-//! that is short of space alone, and what it has not come to when the pool is closed is given up.
+//! A discard is a hint, and many discards are slow. So no write, checkpoint or release of a block
+//! waits for one: blocks are free before they are discarded. The task claims whole units of
+//! [`OpenOptions::discard_unit`] from the free blocks, so that nothing writes to them meanwhile
+//! (I4), discards them without holding a lock, and gives them back. It rests most of the time and
+//! pauses while the pool is short of space. Closing the pool abandons what is not discarded yet.
 //!
 //! [`OpenOptions::discard_unit`]: crate::pool::OpenOptions::discard_unit
 
@@ -21,15 +21,15 @@ use crate::space::{Claim, Run};
 use crate::units::BLOCK_BYTES;
 
 impl Pool {
-    /// Discards what becomes free, if the pool was opened so, until it is closed or poisoned:
-    /// spawned once, on a thread that serves nobody, because a discard of a block device holds its
-    /// thread up. After an error, or damage met, nothing is discarded any more.
+    /// Discards blocks that become free, if the pool was opened with `discard`, until the pool is
+    /// closed or poisoned. Spawn it once, on a thread that serves no requests, because a discard of
+    /// a block device blocks its thread. After an error or found damage it discards nothing more.
     pub async fn run_discards(&self) {
         if !self.core.options.discard {
             return;
         }
         loop {
-            // From before the look: what is freed after it ends the wait.
+            // Registered before the look, so that blocks freed after it end the wait.
             let published = self.core.published_event.notified();
             let released = self.core.reader_event.notified();
             let claim = {
@@ -64,7 +64,7 @@ impl Pool {
         }
     }
 
-    /// Discards a run that was claimed, gives it back and rests.
+    /// Discards a claimed run, gives it back and rests.
     async fn discard_run(&self, run: Run) -> Result<()> {
         let start = self.disk().now();
         let discarded = self.disk().discard(run.block, run.len).await;
@@ -83,7 +83,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Waits until no discard is under way. The pool is being closed, so there will be no other.
+    /// Waits until no discard is under way. The pool is being closed, so no other one starts.
     pub(in crate::pool) async fn until_discarded(&self) {
         loop {
             let released = self.core.reader_event.notified();
@@ -95,14 +95,14 @@ impl Pool {
     }
 }
 
-/// How long the task does nothing after a discard that took so long.
+/// The rest after a discard that took `took`.
 fn rest_after(took: Duration) -> Duration {
     (took * DISCARD_REST).max(DISCARD_PAUSE_MIN)
 }
 
 impl Inner {
-    /// Takes the next blocks to discard out of the free ones. They cannot be allocated for the time
-    /// of a discard, so growth must have room without them.
+    /// Claims the next free blocks to discard. They cannot be allocated during the discard, so
+    /// growth must have room without them.
     fn claim_discard(&mut self) -> Claim {
         let kept = self.growth_reserve() + self.state.promises_max;
         let spare = self.state.space.free().saturating_sub(kept);

@@ -1,5 +1,5 @@
-//! Fetching what an operation misses: nodes, table pages, allocation groups, room. Each function
-//! returns when it is worth trying again.
+//! Fetching what an operation lacks: map nodes, table pages, free blocks of allocation groups,
+//! space. Each function returns when the operation should be retried.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::{PAGE_ENTRIES, PageId, Table};
@@ -12,22 +12,22 @@ use crate::space::{Bitmap, MissingTable, TakeError};
 use crate::state::{NODE_RESERVE, Need};
 use crate::units::{BLOCK_SIZE, BlockNo, to_u64, to_usize};
 
-/// Attempts at reading a block of metadata.
+/// Attempts to read a block of metadata.
 const READ_ATTEMPTS: usize = 3;
-/// Attempts at reading something that a checkpoint replaces under the reader's hands.
+/// Attempts to read what a checkpoint may replace during the read.
 const RETRIES: usize = 8;
 
-/// From what on it is worth waiting for free blocks.
+/// What can free blocks and so justifies a wait for them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hope {
-    /// Changes that a checkpoint has to settle.
+    /// Changes that the next checkpoint settles.
     Changes,
-    /// Writes of others, too, that will make such changes. Only for whoever has no blocks himself,
-    /// or he would wait for himself.
+    /// Also writes of other requests, which will make such changes. Only for a request that holds
+    /// no blocks itself; otherwise it could wait for itself.
     Writes,
 }
 
-/// Keeps blocks that were looked up from being allocated again while they are read.
+/// Keeps blocks that a look-up returned from being allocated again while they are read.
 pub(crate) struct Pin {
     pool: Pool,
     token: u64,
@@ -42,7 +42,7 @@ impl Pin {
 impl Drop for Pin {
     fn drop(&mut self) {
         let mut inner = self.pool.core.lock();
-        // Every read comes by here; a notification takes a lock, even if nobody listens.
+        // A notification takes a lock even without listeners, and every read drops a pin.
         let holds_up = inner.state.reuse.waiting().next().is_some();
         inner.state.reuse.unpin(self.token);
         let recycled = inner.recycle();
@@ -55,10 +55,10 @@ impl Drop for Pin {
 }
 
 impl Inner {
-    /// Lets go of freed blocks whose readers have finished.
+    /// Makes freed blocks allocatable once no reader pins them.
     ///
     /// # Errors
-    /// `Corrupt` when one of them is free already: the maps and the counts contradict each other.
+    /// `Corrupt` if one of them is free already: the maps contradict the reference counts.
     pub(crate) fn recycle(&mut self) -> Result<()> {
         for run in self.state.reuse.reusable() {
             self.state.space.release(run)?;
@@ -66,23 +66,23 @@ impl Inner {
         Ok(())
     }
 
-    /// Whether blocks are taken that are in no record yet, other than those set aside for nodes.
+    /// Whether writes hold blocks that are in no record yet. Node blocks do not count.
     fn writes_under_way(&self) -> bool {
         self.state.space.outstanding() > to_u64(self.state.node_blocks.len())
     }
 
-    /// Free blocks that are not the next catalogues'.
+    /// Free blocks less those kept for the next catalogues.
     fn free_for_nodes(&self) -> u64 {
         self.state.space.free().saturating_sub(self.kept_for_catalogues())
     }
 
-    /// Blocks for new nodes that are at hand or can be had at once.
+    /// Blocks available for new nodes: those set aside, and those that can be taken at once.
     pub(crate) fn node_room(&self) -> usize {
         self.state.node_blocks.len() + to_usize(self.free_for_nodes())
     }
 
-    /// Takes a node that was read into the cache. Not from a block that is set aside for a new node,
-    /// whose place it would have to give up in the middle of a record.
+    /// Inserts a node that was read into the cache. A block that is set aside for a new node is
+    /// refused: the loaded node would have to give way to it in the middle of a record.
     fn take_in(&mut self, missing: &Missing, bytes: &[u8]) -> Result<()> {
         let state = &mut self.state;
         let block = missing.block;
@@ -95,8 +95,8 @@ impl Inner {
         state.cache.insert_loaded(missing, bytes)
     }
 
-    /// Sets blocks aside for new nodes until `count` are at hand. Two catalogues always fit
-    /// behind them: without one no checkpoint, and so no deletion, could be made.
+    /// Sets blocks aside for new nodes until there are `count`. Leaves room for two catalogues:
+    /// without them no checkpoint could be written, and no deletion would free anything.
     pub(crate) fn refill_nodes(&mut self, count: usize) -> std::result::Result<(), TakeError> {
         let want = count.max(NODE_RESERVE.min(to_usize(self.state.space.free() / 16)));
         while self.state.node_blocks.len() < want {
@@ -108,8 +108,8 @@ impl Inner {
             match self.state.space.take(missing) {
                 Ok(run) => {
                     let blocks = (0..run.len).rev().map(|i| run.block.plus(i));
-                    // A damaged map may name a node there. It must not be found any more, or a new
-                    // node would take its place between two edits.
+                    // A damaged map may name such a block as a node. The cache must forget it, or a
+                    // new node would replace it between two edits.
                     blocks.clone().for_each(|block| self.state.cache.forget(block));
                     self.state.node_blocks.splice(0..0, blocks);
                 }
@@ -131,7 +131,7 @@ impl Pool {
         self.read_metadata(place, 1).await
     }
 
-    /// Reads metadata; an error that goes away by itself harms nobody, least of all a checkpoint.
+    /// Reads metadata and retries, so that a transient read error does not fail a checkpoint.
     async fn read_metadata(&self, place: BlockNo, blocks: usize) -> Result<Buf> {
         count(&self.core.counters.metadata_reads, 1);
         let mut attempts = 1;
@@ -144,22 +144,22 @@ impl Pool {
         }
     }
 
-    /// Brings a node into the cache. The caller holds a [`Pin`] from before it looked the node up.
+    /// Loads a node into the cache. The caller must hold a [`Pin`] from before the look-up.
     pub(crate) async fn load_node(&self, missing: &Missing) -> Result<()> {
         let buf = self.read_block(missing.block).await?;
         let loaded = self.core.lock().take_in(missing, buf.as_bytes());
         loaded.inspect_err(|error| tracing::error!(%error, "a part of a volume cannot be read"))
     }
 
-    /// Brings a header or table page into the cache.
+    /// Loads a group header or table page into the cache.
     pub(crate) async fn load_table(&self, missing: MissingTable) -> Result<()> {
         let buf = self.read_block(missing.place()).await?;
         let loaded = self.core.lock().state.tables.install(missing, buf.as_bytes());
         loaded.inspect_err(|error| tracing::error!(%error, "a table cannot be read"))
     }
 
-    /// Loads the free blocks of a group: those without a reference in the last durable checkpoint
-    /// that nobody waits for.
+    /// Loads the free blocks of a group: blocks without a reference in the last durable checkpoint,
+    /// except those that may not be allocated yet (`Reuse::waiting`).
     pub(crate) async fn load_group(&self, group: u32) -> Result<()> {
         for _ in 0..RETRIES {
             if self.core.lock().state.space.is_loaded(group) {
@@ -178,7 +178,7 @@ impl Pool {
         Err(Error::new(ErrorKind::Busy, format!("group {group} changes too fast to be loaded")))
     }
 
-    /// The pages of a group's reference counts; `None` for one that was never written.
+    /// The reference-count pages of a group; `None` for a page that was never written.
     async fn read_counts(&self, group: u32) -> Result<Vec<Option<Box<TablePage>>>> {
         let header = loop {
             let found = self.core.lock().state.tables.header(group);
@@ -206,7 +206,7 @@ impl Pool {
         versions.iter().map(decode).collect()
     }
 
-    /// Fetches what `prepare` has asked for.
+    /// Fetches what `prepare` has requested.
     pub(crate) async fn fetch(&self, need: Need) -> Result<()> {
         match need {
             Need::Node(missing) => self.load_node(&missing).await,
@@ -230,11 +230,11 @@ impl Pool {
         }
     }
 
-    /// Waits for a checkpoint in the hope of free blocks; fails when there is nothing to gain.
+    /// Waits for a checkpoint that may free blocks. Fails if nothing can free any.
     pub(crate) async fn await_space(&self, published: u64, least: Hope) -> Result<()> {
         let hope = {
             let inner = self.core.lock();
-            // Of a checkpoint that is under way nothing is known yet but that it frees something.
+            // What a checkpoint under way frees is not known yet, so it always counts.
             inner.published != published
                 || (least == Hope::Writes && inner.writes_under_way())
                 || inner.state.sealed_sums.is_some()
@@ -248,9 +248,9 @@ impl Pool {
         self.await_published(published).await
     }
 
-    /// Waits until a checkpoint after number `published` is durable. Asks for one if none is under
-    /// way: with another one behind it nobody would ever see the pool at rest, and with that, that
-    /// there is nothing more to gain.
+    /// Waits until a checkpoint after number `published` is durable. Requests one only if none is
+    /// under way. Otherwise checkpoints would follow each other without end, and no waiter would
+    /// ever find the pool idle, which is how it learns that waiting is useless.
     pub(crate) async fn await_published(&self, published: u64) -> Result<()> {
         loop {
             let event = self.core.published_event.notified();

@@ -1,6 +1,6 @@
-//! Group commit: one leader pads the journal, writes what of it is only in memory, and syncs the
-//! pool; the others wait for their sequence number. A flush covers everything acknowledged before
-//! it, on any handle.
+//! Group commit: one leader pads the journal, writes the part of it that is only in memory, and
+//! syncs the pool; the others wait for their sequence number. A flush covers everything
+//! acknowledged before it, on any handle.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::runtime::executor::spawn_local;
 use crate::runtime::sync::atomic::Ordering;
 use crate::units::{Seqno, to_u64};
 
-/// Ends a sync that was given up halfway (its future was dropped): somebody else may lead.
+/// Ends a sync, also one whose future was dropped halfway, so that another leader can start.
 struct Leading(Arc<Core>);
 
 impl Drop for Leading {
@@ -23,7 +23,7 @@ impl Drop for Leading {
 }
 
 impl Pool {
-    /// Everything that was acknowledged before the call is durable when this returns.
+    /// Makes everything durable that was acknowledged before the call.
     ///
     /// # Errors
     /// The device's, after which the pool is poisoned.
@@ -68,20 +68,20 @@ impl Pool {
         }
     }
 
-    /// A sync that nobody asked for, when too much was written without one. Recovery has to read
-    /// all of that to see what of it is there.
+    /// Syncs when too much was written since the last sync: recovery must read all data that is not
+    /// known to be durable to find out which of it reached the disk.
     pub(in crate::pool) async fn sync_if_overdue(&self) {
         if self.core.unsynced_blocks.load(Ordering::Relaxed) < UNSYNCED_BLOCKS_WANTED {
             return;
         }
         let seqno = self.core.lock().state.seqno;
-        // An error has poisoned the pool, which the next request will say.
+        // An error has poisoned the pool; the next request returns it.
         let _ignored = self.commit(seqno).await;
     }
 
-    /// Makes everything so far durable, whether it was before or not: the barrier of a checkpoint.
-    /// One sync at a time in the whole pool, because the device tells an error to one caller: a
-    /// second sync under way would be called good though what it was to cover is lost.
+    /// Makes everything so far durable and always issues a sync: the barrier of a checkpoint. Only
+    /// one sync runs at a time in the whole pool, because the device reports an error to one caller
+    /// only: a second, concurrent sync would succeed although the writes that it covers are lost.
     pub(crate) async fn barrier(&self) -> Result<()> {
         let (target, end) = loop {
             let changed = self.core.durable_event.notified();
@@ -98,8 +98,9 @@ impl Pool {
         self.lead(target, end).await
     }
 
-    /// Flushes in a task of its own: were the write of a block given up halfway, the next leader
-    /// would write it a second time while the first is still under way (I6).
+    /// Flushes in a task of its own, which a dropped caller does not cancel. If a block write were
+    /// abandoned halfway, the next leader would write the block a second time while the first write
+    /// is still under way (I6).
     async fn lead(&self, target: Seqno, end: Position) -> Result<()> {
         let leading = Leading(Arc::clone(&self.core));
         let (done, answer) = tokio::sync::oneshot::channel();
@@ -115,13 +116,14 @@ impl Pool {
                 Err(error) => pool.core.poison(error),
             }
             drop(leading);
-            // Nobody may wait for the answer any more.
+            // If the receiver is gone, nothing waits for the answer.
             drop(done.send(result));
         });
         answer.await.map_err(|_| Error::new(ErrorKind::Shutdown, "the flush was given up"))?
     }
 
-    /// The sync begins when every write has completed, so that it covers them.
+    /// Writes the journal up to `end`, then syncs. The sync starts after every write has completed,
+    /// so that it covers them.
     async fn write_and_sync(&self, end: Position) -> Result<()> {
         count(&self.core.counters.syncs, 1);
         self.core.unsynced_blocks.store(0, Ordering::Relaxed);

@@ -25,10 +25,10 @@
 //!  promised    promised(v) >= n  and  left >= hard reserve
 //!  overwrite   the next checkpoint frees n blocks for it  and  left >= hard reserve
 //! ```
-//! Otherwise it waits while a checkpoint can free blocks, [`PATIENCE`] checkpoints at most, and then
-//! gets ENOSPC, for this request alone. Only checkpoints use the hard reserve. The growth limit of a
-//! volume is a separate condition: a write beyond it gets ENOSPC at once, unless it replaces only
-//! blocks that count as the volume's own already.
+//! Otherwise it waits while a checkpoint can free blocks, for [`PATIENCE`] checkpoints at most (or
+//! [`PATIENCE_OWED`], if promised or an overwrite). Then this request alone gets ENOSPC. Only
+//! checkpoints use the hard reserve. The growth limit of a volume is a separate condition: a write
+//! beyond it gets ENOSPC at once, unless it replaces only blocks that count as the volume's own.
 
 use std::collections::BTreeMap;
 
@@ -192,8 +192,8 @@ impl Inner {
     }
 
     /// Blocks that growth leaves for checkpoints, overwrites and promises: the hard reserve, nodes
-    /// and catalogues once more. The nodes suffice however small the pieces of the overwrites are: a
-    /// node that is half full names 126 blocks, and a replaced block adds two extents at most.
+    /// and catalogues once more. The nodes suffice however small the pieces of overwrites are: a
+    /// half-full node names 126 blocks, and a replaced block adds two extents at most.
     pub(crate) fn growth_reserve(&self) -> u64 {
         let maps = (self.state.geometry.usable_blocks() / 64).max(NODES_LEAST);
         self.hard_reserve() + maps + self.kept_for_catalogues()

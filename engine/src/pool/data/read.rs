@@ -1,5 +1,5 @@
-//! Reads: look the extents up, pin them, read, verify every block's checksum, unpin. A block that
-//! does not match is an I/O error that names volume, LBA and block; never data.
+//! The read path: look up and pin the extents, read, verify the checksum of every block, unpin. A
+//! mismatch is an I/O error that names volume, LBA and block; bad data is never returned.
 
 use futures_util::future::join_all;
 
@@ -13,10 +13,10 @@ use crate::space::MissingTable;
 use crate::state::Need;
 use crate::units::{BLOCK_SIZE, BlockNo, Lba, VolumeId, to_usize};
 
-/// Pieces of one request that are read at the same time.
+/// Extents of one request that are read concurrently.
 const PARALLEL: usize = 64;
 
-/// What a range of a volume stands on, with the checksums to verify.
+/// The extents of a range of a volume, with the checksums to verify.
 struct Plan {
     extents: Vec<Extent>,
     sums: Vec<u32>,
@@ -28,7 +28,7 @@ enum PlanMiss {
 }
 
 impl Inner {
-    /// Goes on with `plan` from `lba + done` on; returns how far it is, or what is missing.
+    /// Extends `plan` from `lba + done` on. Advances `done`, or returns what is missing.
     fn plan(
         &mut self,
         volume: VolumeId,
@@ -54,7 +54,7 @@ impl Inner {
         for extent in &plan.extents {
             let len = to_usize(extent.len);
             if known >= len {
-                known -= len; // Found before something was missing.
+                known -= len; // Looked up before the last miss.
                 continue;
             }
             for offset in known..len {
@@ -71,7 +71,7 @@ impl Inner {
 }
 
 impl Pool {
-    /// Reads `len` blocks. Also says on which block the first LBA stands.
+    /// Reads `len` blocks. Also returns the block of the first LBA, if it is mapped.
     pub(crate) async fn read_blocks(
         &self,
         volume: VolumeId,
@@ -93,8 +93,8 @@ impl Pool {
     async fn plan_read(&self, volume: VolumeId, lba: Lba, len: u64) -> Result<(Plan, Pin)> {
         let mut plan = Plan { extents: Vec::with_capacity(1), sums: Vec::new() };
         let mut done = 0;
-        // A volume may change between two attempts: what was found before a miss stands for the
-        // moment at which it was found, and the pin keeps it readable.
+        // The volume may change between two attempts. An extent found before a miss is the state at
+        // that moment, and the pin keeps its blocks readable.
         let mut pin = None;
         loop {
             let miss = {

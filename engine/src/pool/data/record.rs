@@ -1,4 +1,4 @@
-//! From a change to a record: prepared, appended and applied in one critical section (I3).
+//! From a change to a record: prepare, append and apply, in one critical section (I3).
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
@@ -7,19 +7,19 @@ use crate::pool::data::fetch::Pin;
 use crate::state::Need;
 use crate::units::Seqno;
 
-/// Why a record could not be appended just now.
+/// Why a record cannot be appended now.
 pub(crate) enum Obstacle {
-    /// Something must be fetched.
+    /// Something must be fetched first.
     Need(Need),
-    /// The journal or the dirty nodes fill up: a checkpoint must come first; this many were
-    /// published.
+    /// The journal or the cache of dirty nodes is nearly full: a checkpoint after this number of
+    /// published ones must complete first.
     Checkpoint(u64),
-    /// The memory of the journal is full: everything up to here must be flushed first.
+    /// The memory of the journal is full: records up to this one must be flushed first.
     Flush(Seqno),
 }
 
 impl Inner {
-    /// Appends and applies `record`, or says what is in the way. Nothing is changed then.
+    /// Appends and applies `record`. Returns the obstacle, with nothing changed, if it cannot.
     pub(crate) fn try_record(
         &mut self,
         record: Record,
@@ -54,7 +54,7 @@ impl Inner {
         Ok(seqno)
     }
 
-    /// Whether a checkpoint should be on its way.
+    /// Whether a checkpoint should be started: about half of some resource is used.
     pub(crate) fn wants_checkpoint(&self) -> bool {
         self.journal.used_bytes() > self.journal.ring_bytes() / 2
             || self.state.cache.dirty_len() > self.state.cache.capacity() / 2
@@ -62,7 +62,7 @@ impl Inner {
             || self.state.sums.len() > SUM_PAGES_WANTED
     }
 
-    /// Whether memory forbids to go on without one.
+    /// Whether records must wait for a checkpoint, because memory is nearly full.
     fn is_crowded(&self) -> bool {
         self.state.cache.dirty_len() > self.state.cache.capacity() / 8 * 7
             || self.state.log.len() > 2 * LOG_WANTED
@@ -70,14 +70,14 @@ impl Inner {
     }
 }
 
-/// Entries in the log of reference changes that call for a checkpoint: 8 MiB of them.
+/// Entries in the log of reference changes that trigger a checkpoint: 8 MiB of them.
 const LOG_WANTED: usize = 512 << 10;
-/// Pages of fresh checksums that call for a checkpoint: 8 MiB of them.
+/// Pages of fresh checksums that trigger a checkpoint: 8 MiB of them.
 const SUM_PAGES_WANTED: usize = 2048;
 
 impl Pool {
-    /// Makes a record from the state as it is, appends and applies it. `build` is called again
-    /// when something had to be fetched in between.
+    /// Builds a record from the current state, appends and applies it. `build` is called again
+    /// after each obstacle, since the state may have changed meanwhile.
     pub(crate) async fn transact<T>(
         &self,
         mut build: impl FnMut(&Inner) -> Result<(Option<Record>, T)>,

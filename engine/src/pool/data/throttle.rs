@@ -1,16 +1,17 @@
-//! The I/O limits of a volume. One throttle for all handles of a volume, on all threads; requests
-//! that must wait are let through in the order in which they came.
+//! The I/O limits of a volume. All handles of a volume, on all threads, share one throttle. Waiting
+//! requests pass in the order of arrival.
 //!
 //! ```text
-//!  request --> limited? --no------------------------------------> goes on (one relaxed load)
+//! request --> limited? --no------------------------------------> continues (one relaxed load)
 //!                  '--yes--> turn (fair lock) --> take from both buckets
 //!                                 ^  in debt: sleep until it is paid off, or the limits change
 //! ```
-//! A bucket holds what the volume may do at once: [`BURST`] of its rate. A request passes whenever
-//! the bucket is not in debt, whatever its size, and is paid off afterwards: so the largest request
-//! passes under the smallest limit, and the rate holds on the average all the same.
+//! These are token buckets. A bucket holds [`BURST`] of its rate, which the volume may use at once.
+//! A request of any size passes whenever the bucket is not in debt, and its cost is paid off
+//! afterwards. So the largest request passes under the smallest limit, and the rate still holds on
+//! average.
 //!
-//! What waits is bounded by whoever sends requests: an export takes a bounded number of them.
+//! The queue needs no bound of its own: an export accepts a bounded number of requests.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -24,21 +25,21 @@ use crate::runtime::LocalFuture;
 use crate::runtime::sync::Mutex;
 use crate::runtime::sync::atomic::{AtomicBool, Ordering};
 
-/// What a volume that was idle may do at once, as a time at its rate.
+/// Burst of an idle volume, as a time at its rate.
 const BURST: Duration = Duration::from_millis(100);
 const NANOS: u128 = 1_000_000_000;
 
-/// One limit.
+/// One limit, as a token bucket.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
-    /// Units in a second; 0 is no limit.
+    /// Units per second; 0 means no limit.
     rate: u64,
     /// The moment at which the bucket is full again if nothing more is taken.
     full_at: Duration,
 }
 
 impl Bucket {
-    /// How long the bucket is in debt from `now` on.
+    /// How long the bucket stays in debt from `now` on.
     fn debt(&self, now: Duration) -> Duration {
         self.full_at.saturating_sub(BURST).saturating_sub(now)
     }
@@ -50,8 +51,8 @@ impl Bucket {
         }
     }
 
-    /// Changes the rate. A debt becomes shorter with a higher rate, but not longer with a lower
-    /// one: what has passed, has passed under the old one.
+    /// Changes the rate. A higher rate shortens a debt; a lower rate does not lengthen it, because
+    /// the debt arose under the old rate.
     fn set(&mut self, now: Duration, rate: u64) {
         let debt = self.debt(now);
         if rate == 0 {
@@ -65,7 +66,7 @@ impl Bucket {
 }
 
 fn nanos(nanos: u128) -> Duration {
-    // Some 500 years: no limit is meant to make anybody wait that long.
+    // About 500 years; no sensible limit causes a longer wait.
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
@@ -75,30 +76,30 @@ struct Buckets {
     bytes: Bucket,
 }
 
-/// The limits of one volume, and who waits for them.
+/// The limits of one volume, and the queue of the requests that wait for them.
 #[derive(Default)]
 pub(crate) struct Throttle {
-    /// There is a limit.
+    /// Whether there is a limit.
     limited: AtomicBool,
     buckets: Mutex<Buckets>,
-    /// Whose turn it is; the lock is fair.
+    /// The queue: this lock is fair.
     turn: tokio::sync::Mutex<()>,
-    /// The limits have changed.
+    /// Notified when the limits change.
     changed: Notify,
 }
 
 impl Throttle {
-    /// Whether requests have to pass.
+    /// Whether requests must call [`Self::pass`].
     pub(crate) fn is_limited(&self) -> bool {
         self.limited.load(Ordering::Relaxed)
     }
 
-    /// Waits until a request that moves `bytes` may go on.
+    /// Waits until a request that moves `bytes` may continue.
     pub(crate) fn pass<'a>(&'a self, disk: &'a dyn Disk, bytes: u64) -> LocalFuture<'a, ()> {
         Box::pin(async move {
             let _turn = self.turn.lock().await;
             loop {
-                // Before the look, so that no change is missed between the two.
+                // Registered before the look, so that no change in between is missed.
                 let changed = pin!(self.changed.notified());
                 let debt = self.take(disk.now(), bytes);
                 if debt.is_zero() {
@@ -109,7 +110,8 @@ impl Throttle {
         })
     }
 
-    /// Takes what a request needs. If there is a debt it takes nothing and says how long it lasts.
+    /// Takes what a request needs and returns zero, or takes nothing and returns how long the debt
+    /// lasts.
     fn take(&self, now: Duration, bytes: u64) -> Duration {
         let mut buckets = self.buckets.lock();
         let Buckets { requests, bytes: moved } = &mut *buckets;
@@ -121,7 +123,7 @@ impl Throttle {
         debt
     }
 
-    /// Changes the limits, for those who wait as well.
+    /// Changes the limits, also for requests that already wait.
     pub(crate) fn set(&self, now: Duration, limits: IoLimits) {
         {
             let mut buckets = self.buckets.lock();

@@ -291,8 +291,8 @@ fn batch_ranges(batch: &[Placed]) -> Vec<(VolumeId, Lba, u64)> {
 }
 
 impl Inner {
-    /// What has become of the first write of `batch`, or how many writes, from the first on, go into
-    /// one record. 0: the first write is too large for one record.
+    /// What has become of the first write of `batch`, or how many writes, from the first on, go
+    /// into one record. 0: the first write is too large for one record.
     fn overtaken_or_group(&self, batch: &mut [Placed]) -> Group {
         let (mut runs, mut blocks, mut nodes, mut count) = (0, 0, 0, 0);
         for placed in batch.iter() {
@@ -308,8 +308,8 @@ impl Inner {
             if runs > RECORD_RUNS_MAX || blocks > RECORD_BLOCKS_MAX {
                 break;
             }
-            // A pool that is short of space has few blocks for nodes: one write per record then, and
-            // a write that is scattered over many runs in pieces.
+            // A pool that is short of space has few blocks for nodes: then each record takes one
+            // write, and a write that is scattered over many runs is recorded in pieces.
             if count > 0 && nodes > self.state.node_blocks.len() {
                 break;
             }
