@@ -1,4 +1,4 @@
-//! Which free blocks are discarded, and what does not wait for that.
+//! Which free blocks are discarded, and which operations must not wait for a discard.
 
 use std::time::Duration;
 
@@ -11,11 +11,12 @@ use crate::pool::data::gate_tests::{World, options, run, start};
 use crate::space::{Run, TakeError};
 use crate::units::{BLOCK_BYTES, BlockNo, to_u64};
 
-/// Blocks of a unit in these tests.
+/// Blocks per discard unit in these tests.
 const UNIT: u64 = 16;
 const EIO: i32 = 5;
 
-/// A pool that discards, with a volume of so many blocks. The second is the end of its task.
+/// A pool with discards enabled and a volume of `blocks` blocks. The receiver resolves when the
+/// discard task ends.
 async fn world(sim: &SimDisk, blocks: u64) -> (World, oneshot::Receiver<()>) {
     let options = OpenOptions { discard: true, discard_unit: UNIT, ..options() };
     let world = World::opened(sim, blocks, options).await;
@@ -26,7 +27,7 @@ async fn world(sim: &SimDisk, blocks: u64) -> (World, oneshot::Receiver<()>) {
 }
 
 impl World {
-    /// Time enough for every discard that there is to make.
+    /// Waits long enough for all pending discards.
     async fn rest(&self) {
         self.pool.disk().sleep(Duration::from_secs(10)).await;
     }
@@ -39,7 +40,7 @@ impl World {
         self.pool.core.lock().state.reuse.discarding()
     }
 
-    /// Takes the free blocks, but for so many.
+    /// Allocates all free blocks except `left`.
     async fn take_all_but(&self, left: u64) -> Vec<Run> {
         let mut taken = Vec::new();
         loop {
@@ -60,7 +61,7 @@ impl World {
     }
 }
 
-/// Units that lie wholly in `blocks`, which are in order.
+/// Number of whole units within `blocks`, which must be sorted.
 fn whole_units(blocks: &[BlockNo]) -> u64 {
     let runs = blocks.chunk_by(|a, b| a.plus(1) == *b);
     let units = runs.map(|run| {
@@ -70,7 +71,7 @@ fn whole_units(blocks: &[BlockNo]) -> u64 {
     units.sum()
 }
 
-/// Short runs are left alone, until others, freed by later checkpoints, make them long ones.
+/// Runs shorter than a unit are not discarded until later checkpoints free their neighbours.
 #[test]
 fn whole_units_are_discarded_and_no_others() {
     run(|sim| async move {
@@ -93,7 +94,7 @@ fn whole_units_are_discarded_and_no_others() {
         world.rest().await;
         assert_eq!(world.discarded_blocks(), before + units * UNIT);
         assert!(old.iter().all(|block| world.is_free(*block)));
-        // Once each.
+        // Each only once.
         let asked = sim.asked(FaultOp::Discard);
         world.pool.checkpoint().await.unwrap();
         world.rest().await;
@@ -101,7 +102,7 @@ fn whole_units_are_discarded_and_no_others() {
     });
 }
 
-/// Neither writes nor checkpoints wait for a discard, and nobody gets its blocks.
+/// Neither writes nor checkpoints wait for a discard, and its blocks are not allocated meanwhile.
 #[test]
 fn nothing_is_used_during_its_discard_and_nothing_waits_for_it() {
     run(|sim| async move {
@@ -132,12 +133,12 @@ fn nothing_is_used_during_its_discard_and_nothing_waits_for_it() {
     });
 }
 
-/// Between two discards is a rest, which bounds their rate.
+/// A rest between two discards bounds their rate.
 #[test]
 fn discards_are_spread_over_time() {
     run(|sim| async move {
         let (world, _task) = world(&sim, 200).await;
-        // Each second unit stays in use.
+        // Every second unit stays in use.
         let old = world.blocks().await;
         let second = |n: &usize| old[*n].get() / UNIT % 2 == 1;
         let asked = sim.asked(FaultOp::Discard);
@@ -160,14 +161,14 @@ fn discards_are_spread_over_time() {
     });
 }
 
-/// A pool that is short of space keeps what it has for its writers.
+/// A pool that is short of space keeps its free blocks for writers.
 #[test]
 fn a_pool_that_is_short_of_space_discards_nothing() {
     run(|sim| async move {
         let (world, _task) = world(&sim, 64).await;
         let before = world.discarded_blocks();
         world.write(0, 64, 2).await;
-        // With the old blocks it is as much as growth leaves alone.
+        // Together with the old blocks this is exactly the growth reserve.
         let left = world.pool.core.lock().growth_reserve() - 64;
         let taken = world.take_all_but(left).await;
         world.pool.checkpoint().await.unwrap();
@@ -183,7 +184,7 @@ fn a_pool_that_is_short_of_space_discards_nothing() {
     });
 }
 
-/// The next catalogue waits for blocks that are being discarded when there are no others.
+/// If no other block is free, the next catalogue waits for blocks that are being discarded.
 #[test]
 fn a_checkpoint_waits_for_a_discard_when_nothing_else_is_free() {
     run(|sim| async move {
@@ -202,7 +203,7 @@ fn a_checkpoint_waits_for_a_discard_when_nothing_else_is_free() {
     });
 }
 
-/// Whoever has closed a pool may give it to another process.
+/// The caller may hand a closed pool to another process.
 #[test]
 fn a_pool_is_not_closed_before_its_discard_is_over() {
     run(|sim| async move {
@@ -224,7 +225,7 @@ fn a_pool_is_not_closed_before_its_discard_is_over() {
     });
 }
 
-/// A device that cannot discard is asked once, and loses nothing by it.
+/// A device without discard gets one request; the free blocks stay allocatable.
 #[test]
 fn after_an_error_nothing_is_discarded() {
     run(|sim| async move {
@@ -243,7 +244,7 @@ fn after_an_error_nothing_is_discarded() {
     });
 }
 
-/// Units of a group that is not in memory are looked up there before they are discarded.
+/// A group that is not in memory is loaded before its units are discarded.
 #[test]
 fn groups_are_loaded_for_their_discards() {
     run(|sim| async move {

@@ -1,6 +1,6 @@
-//! What depends on the order of I/O, which a gate chooses. Freed blocks are not used again under a
-//! reader, nor before the checkpoint that frees them is durable, however the free blocks of their
-//! group come into memory; and a merge sees whatever has come before it.
+//! Behaviour that depends on the order of I/O, which a gate controls. Freed blocks are not
+//! allocated again while a reader pins them, nor before the checkpoint that frees them is durable,
+//! however the free blocks of their group are loaded. A merge sees every write before it.
 
 use std::future::Future;
 use std::rc::Rc;
@@ -20,7 +20,7 @@ use crate::runtime::Buf;
 use crate::runtime::executor::spawn_local;
 use crate::units::{BLOCK_BYTES, BlockNo, Lba, Seqno, VolumeId, to_u32, to_usize};
 
-/// A pool of four groups, of which the test makes the checkpoints.
+/// A pool of four groups. Only the test makes checkpoints.
 pub(in crate::pool) struct World {
     pub(in crate::pool) sim: SimDisk,
     pub(in crate::pool) gate: Gate,
@@ -29,12 +29,12 @@ pub(in crate::pool) struct World {
 }
 
 impl World {
-    /// A pool with a volume of so many blocks, all of them 1 and in the last checkpoint.
+    /// A pool with a volume of `blocks` blocks, filled with 1, all in the last checkpoint.
     async fn new(sim: &SimDisk, blocks: u64) -> Self {
         Self::opened(sim, blocks, options()).await
     }
 
-    /// The same, opened so.
+    /// The same, opened with `options`.
     pub(in crate::pool) async fn opened(sim: &SimDisk, blocks: u64, options: OpenOptions) -> Self {
         format(sim).await;
         let (sim, gate) = (sim.clone(), Gate::default());
@@ -71,7 +71,7 @@ impl World {
         self.device().write(first * BLOCK_BYTES, len, buf, false).await.unwrap();
     }
 
-    /// Reads a block beside the test.
+    /// Starts a read of one block in a task.
     fn reader(&self, lba: u64) -> oneshot::Receiver<Result<Vec<u8>>> {
         let device = self.device();
         start(async move {
@@ -84,14 +84,14 @@ impl World {
         self.gate.until_waiting(&self.sim.disk(), 1).await;
     }
 
-    /// Lets everything go on that is not held.
+    /// Runs everything that the gate does not hold.
     pub(in crate::pool) async fn settle(&self) {
         for _ in 0..200 {
             pass_time(&self.sim.disk()).await;
         }
     }
 
-    /// The blocks that the volume stands on.
+    /// The blocks that the volume is mapped to.
     pub(in crate::pool) async fn blocks(&self) -> Vec<BlockNo> {
         let end = Lba::new(self.device().size_bytes() / BLOCK_BYTES);
         let (mut blocks, mut from) = (Vec::new(), Lba::new(0));
@@ -118,13 +118,13 @@ impl World {
         self.pool.core.lock().state.space.is_free(block)
     }
 
-    /// Nothing is in memory any more of what the pool holds.
+    /// Reopens the pool, so that nothing of it is cached.
     async fn reopen(&mut self) {
         self.pool.close().await.unwrap();
         self.pool = open(&self.sim, &self.gate, options()).await;
     }
 
-    /// A block of the volume in a group whose free blocks are not in memory, and that group.
+    /// A block of the volume in a group whose free blocks are not loaded, and that group.
     async fn block_of_a_group_not_loaded(&self) -> (BlockNo, u32) {
         let blocks = self.blocks().await;
         let inner = self.pool.core.lock();
@@ -144,7 +144,7 @@ async fn open(sim: &SimDisk, gate: &Gate, options: OpenOptions) -> Pool {
     Pool::open(disk, |len| sim.map_ring(len), options).await.unwrap()
 }
 
-/// Does something beside the test.
+/// Runs a future in a task; the receiver gets its result.
 pub(in crate::pool) fn start<T: 'static>(
     work: impl Future<Output = T> + 'static,
 ) -> oneshot::Receiver<T> {
@@ -175,7 +175,7 @@ fn what_a_reader_has_found_is_kept_for_it() {
     });
 }
 
-/// Whoever needs a node that is not in memory looks it up, and reads it a while later.
+/// A task that needs a missing node looks it up first and reads it later.
 #[test]
 fn nodes_are_kept_for_whoever_has_looked_them_up() {
     type Need = fn(&World) -> oneshot::Receiver<Result<()>>;
@@ -226,8 +226,8 @@ fn nodes_are_kept_for_whoever_has_looked_them_up() {
     }
 }
 
-/// The dm space map (4feaef830de7) handed out what was in use, because it knew only a part of what
-/// says so.
+/// The space map of dm-thin allocated blocks in use (4feaef830de7), because it consulted only a
+/// part of the structures that record their use.
 #[test]
 fn what_waits_is_not_loaded_as_free() {
     run(|sim| async move {
@@ -265,7 +265,7 @@ fn a_group_is_not_loaded_from_tables_that_are_replaced_meanwhile() {
     });
 }
 
-/// Neither while its superblock is being written nor while that is only in the device's cache.
+/// Neither while the superblock is being written nor while it is only in the device's cache.
 #[test]
 fn nothing_is_free_before_the_checkpoint_that_frees_it_is_durable() {
     run(|sim| async move {
@@ -306,7 +306,7 @@ fn a_group_is_not_loaded_from_tables_that_are_not_durable() {
     });
 }
 
-/// What a part of a block was merged with may be looked for in vain: then it is merged again.
+/// If the map node needed to check a merge was evicted, the merge is repeated.
 #[test]
 fn a_merge_whose_map_was_evicted_is_done_again() {
     run(|sim| async move {
@@ -346,8 +346,8 @@ fn nodes_stay_in_memory_until_they_are_written() {
     });
 }
 
-/// A reader keeps all that was freed since it came. Each checkpoint of a full pool takes blocks for
-/// its catalogue, and must not fail for it when there are no more.
+/// A reader pins all blocks freed since it started. Each checkpoint of a full pool needs blocks for
+/// its catalogue; when none are left it must wait, not fail.
 #[test]
 fn a_checkpoint_of_a_full_pool_waits_for_readers() {
     run(|sim| async move {
@@ -377,7 +377,7 @@ fn a_checkpoint_of_a_full_pool_waits_for_readers() {
     });
 }
 
-/// Who needs space waits for a checkpoint as long as one may bring it, and is refused else.
+/// A request for space waits while a checkpoint may free some, and is refused otherwise.
 #[test]
 fn who_needs_space_waits_as_long_as_there_is_hope() {
     type Plant = fn(&World);
@@ -395,7 +395,7 @@ fn who_needs_space_waits_as_long_as_there_is_hope() {
             let run = inner.state.space.take(1).unwrap();
             inner.state.space.recorded(run);
             inner.state.reuse.freed(vec![run]);
-            // It leaves when somebody else does.
+            // Unpinned without recycling: the blocks come back at the next recycling.
             inner.state.reuse.unpin(reader);
         }),
         ("a discard", |world| {
@@ -444,8 +444,8 @@ fn who_needs_space_waits_as_long_as_there_is_hope() {
     });
 }
 
-/// Others have taken blocks for what is on its way to the disk. Whoever has blocks himself does not wait
-/// for that, since it may be his own.
+/// Blocks of writes under way will be settled by a checkpoint. Only a request that holds no blocks
+/// itself waits for that; otherwise it could wait for its own.
 #[test]
 fn who_has_no_blocks_waits_for_the_writes_of_others() {
     run(|sim| async move {
@@ -468,8 +468,8 @@ fn who_has_no_blocks_waits_for_the_writes_of_others() {
     });
 }
 
-/// Who waits for a checkpoint asks for none when one is under way: or there would be one after the
-/// other, for ever, for a request that no checkpoint helps.
+/// A task that waits while a checkpoint is under way must not request another one. Otherwise a
+/// request that no checkpoint helps would cause checkpoints without end.
 #[test]
 fn who_waits_for_a_checkpoint_under_way_asks_for_no_other() {
     run(|sim| async move {

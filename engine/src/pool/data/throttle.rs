@@ -2,7 +2,7 @@
 //! requests pass in the order of arrival.
 //!
 //! ```text
-//! request --> limited? --no------------------------------------> continues (one relaxed load)
+//!  request --> limited? --no------------------------------------> continues (one relaxed load)
 //!                  '--yes--> turn (fair lock) --> take from both buckets
 //!                                 ^  in debt: sleep until it is paid off, or the limits change
 //! ```

@@ -16,7 +16,7 @@ use crate::units::{VolumeId, to_usize};
 const BLOCK: u64 = 4096;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Runs `test` with a pool that holds one volume of 8 MiB with these limits.
+/// Runs `test` on a pool with one volume of 8 MiB that has these limits.
 fn with_volume<Fut: Future<Output = ()>>(
     limits: IoLimits,
     test: impl FnOnce(SimDisk, Pool, VolumeId) -> Fut,
@@ -58,8 +58,8 @@ async fn write(pool: &Pool, id: VolumeId, lba: u64, blocks: u64) -> crate::error
     pool.device(id)?.write(lba % 1024 * BLOCK, len, buf, false).await
 }
 
-/// Starts `count` requests at once, reads and writes in turn; the numbers of those that are done,
-/// as they are done.
+/// Starts `count` requests at once, alternately reads and writes. Returns the numbers of completed
+/// requests, in the order of completion.
 fn start(pool: &Pool, id: VolumeId, count: u64) -> Rc<RefCell<Vec<u64>>> {
     let done = Rc::new(RefCell::new(Vec::new()));
     for number in 0..count {
@@ -76,7 +76,8 @@ fn start(pool: &Pool, id: VolumeId, count: u64) -> Rc<RefCell<Vec<u64>>> {
     done
 }
 
-/// Requests of `blocks` that eight tasks on each of `pools` get done until `end`.
+/// Runs eight tasks on each of `pools` until `end`; returns how many requests of `blocks` they
+/// completed.
 async fn saturate(pools: &[Pool], id: VolumeId, blocks: u64, end: Duration) -> u64 {
     let done = Rc::new(Cell::new(0));
     for task in 0..8 * pools.len() {
@@ -127,7 +128,7 @@ fn two_handles_share_one_limit() {
 #[test]
 fn a_burst_is_bounded_and_order_is_kept() {
     with_volume(iops(100), |_, pool, id| async move {
-        // Nothing is saved up beyond the burst, however long the volume was idle.
+        // However long the volume was idle, it saves up no more than the burst.
         pool.disk().sleep(60 * SECOND).await;
         let done = start(&pool, id, 60);
         pool.disk().sleep(Duration::from_millis(5)).await;
@@ -136,7 +137,7 @@ fn a_burst_is_bounded_and_order_is_kept() {
         pool.disk().sleep(SECOND).await;
         let done = done.borrow();
         assert_eq!(done.len(), 60);
-        // Of the burst the reads may be faster; what waited was let through one by one.
+        // Within the burst reads may overtake writes; waiting requests pass one by one.
         assert!(done[12..].is_sorted(), "{done:?}");
     });
 }
@@ -171,7 +172,6 @@ fn changes_reach_those_who_wait() {
         set(&pool, id, 0).await;
         pool.disk().sleep(Duration::from_millis(20)).await;
         assert_eq!(done.borrow().len(), 100, "no limit any more");
-        // And back again.
         set(&pool, id, 10).await;
         let done = start(&pool, id, 100);
         pool.disk().sleep(2 * SECOND).await;
