@@ -1,4 +1,5 @@
-//! What a checkpoint changes in one page of the reference-count table, and what that frees.
+//! The changes of a checkpoint to one page of the reference-count table, and the blocks that it
+//! frees.
 
 use crate::error::{Error, Result};
 use crate::format::geometry::{Geometry, PAGE_ENTRIES, PageId, Table};
@@ -9,26 +10,26 @@ use crate::units::{BlockNo, Seqno, to_usize};
 
 const ENTRIES: usize = to_usize(PAGE_ENTRIES);
 
-/// What changes for the blocks of one page.
+/// Changes to the blocks of one page.
 pub(super) struct PageChange {
     pub(super) id: PageId,
     /// Block of the first entry.
     pub(super) base: BlockNo,
-    /// Entries behind this one speak of no block: the group ends.
+    /// Number of entries that stand for a block: the last page of a group has spare ones.
     len: usize,
     pub(super) entries: [EntryChange; ENTRIES],
 }
 
-/// What changes for one block. A change that adds up to nothing still counts as touched: the
-/// block may have been made and given up since the seal.
+/// The net change of one block. A net change of 0 still counts as touched: the block may have been
+/// allocated and released since the seal.
 #[derive(Clone, Copy, Default)]
 pub(super) struct EntryChange {
     pub(super) by: i64,
-    /// `None`: not touched.
+    /// `None` if the block is not touched.
     pub(super) kind: Option<BlockType>,
-    /// Its children are taken care of.
+    /// A node that was replaced by a copy: its children are accounted for already.
     pub(super) moved: bool,
-    /// Of a node that loses a reference.
+    /// Birth of a node that loses a reference.
     pub(super) birth: Seqno,
 }
 
@@ -42,7 +43,7 @@ impl PageChange {
         Ok(Box::new(Self { id, base, len, entries: [EntryChange::default(); ENTRIES] }))
     }
 
-    /// Takes the part of `delta` that lies in this page; returns the rest behind it.
+    /// Applies the part of `delta` that lies in this page; returns the rest after it.
     pub(super) fn take(&mut self, delta: &RefDelta) -> Result<Option<RefDelta>> {
         let (kind, by) = match delta.change {
             RefChange::DataUp => (BlockType::Data, 1),
@@ -55,7 +56,7 @@ impl PageChange {
         let start = to_usize(delta.block.get() - self.base.get());
         let end = (start + to_usize(u64::from(delta.count))).min(ENTRIES);
         if end > self.len {
-            // An extent of a damaged map; the tables of the next group, or nothing, are there.
+            // An extent of a damaged map. The tables of the next group, or nothing, follow.
             return Err(out_of_bounds(self.base.plus(crate::units::to_u64(self.len))));
         }
         for (offset, entry) in (0..).zip(&mut self.entries[start..end]) {
@@ -75,7 +76,7 @@ impl PageChange {
     }
 }
 
-/// Freed blocks, gathered into runs.
+/// Freed blocks, merged into runs.
 #[derive(Default)]
 pub(super) struct Freed {
     runs: Vec<Run>,
@@ -89,7 +90,7 @@ impl Freed {
         }
     }
 
-    /// The runs; tables lie between the groups, so that none crosses a border.
+    /// The runs. None spans two groups, because tables lie between them.
     pub(super) fn into_runs(self) -> Vec<Run> {
         self.runs
     }
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
-    /// The last page of a group has entries that speak of no block.
+    /// The last page of a group has entries that stand for no block.
     #[test]
     fn an_extent_does_not_go_beyond_its_group() {
         let geometry = Geometry::new(3000, 8, 1).unwrap();

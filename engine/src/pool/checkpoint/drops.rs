@@ -1,5 +1,5 @@
-//! Dropped nodes give up their children: the one cascade behind overwriting, discarding and
-//! deleting. Bounded in each checkpoint; what is left waits in the catalogue.
+//! Releasing the children of dropped nodes: the one cascade behind overwrites, discards and
+//! deletions. Each checkpoint does a bounded amount of it; the catalogue keeps the remaining drops.
 
 use super::changes::Freed;
 use super::net::net;
@@ -11,12 +11,15 @@ use crate::limits::DROPS_WAITING_MAX;
 use crate::map::{RefChange, RefDelta};
 use crate::pool::Pool;
 
-/// Nodes whose losses are netted together.
+/// Drops whose reference changes are netted together.
 const ROUND: usize = 64;
 
-/// Works off as many of `drops` as the pool was opened for, and more if more than
-/// [`DROPS_WAITING_MAX`] would be left: the catalogue has room for so many. A drop holds one
-/// reference to its node: the last one frees the node and passes the loss on to its children.
+/// Processes [`OpenOptions::cascade_nodes`] of `drops`, and more while more than
+/// [`DROPS_WAITING_MAX`] are left, which is what the catalogue has room for. A drop holds one
+/// reference to its node. If it is the last one, the node is freed and each child loses a
+/// reference.
+///
+/// [`OpenOptions::cascade_nodes`]: crate::pool::OpenOptions::cascade_nodes
 pub(super) async fn run(
     pool: &Pool,
     tables: &mut NewTables<'_>,

@@ -29,11 +29,11 @@ pub(crate) async fn read_block(disk: &Rc<dyn Disk>, place: BlockNo) -> Result<Bu
     result.map(|()| buf)
 }
 
-/// The newest whole superblock of the four places. One that lies in the other slot's place does not
-/// count: no checkpoint was written there.
+/// The newest whole superblock of the four places. One that lies in a place of the other slot is
+/// rejected: no checkpoint writes there.
 ///
 /// # Errors
-/// `NotAPool`, `Unsupported`, `Corrupt` (what each place holds, or that two of them contradict each
+/// `NotAPool`, `Unsupported`, `Corrupt` (the damage found, or two superblocks that contradict each
 /// other), or the device's.
 pub async fn superblock(disk: &Rc<dyn Disk>) -> Result<Superblock> {
     let blocks = disk.len_bytes() / BLOCK_BYTES;
@@ -49,7 +49,7 @@ pub async fn superblock(disk: &Rc<dyn Disk>) -> Result<Superblock> {
             Ok(found) => match &newest {
                 Some(best) if best.generation > found.generation => {}
                 Some(best) if best.generation == found.generation && *best != found => {
-                    // The same write made both: one of them has been changed since.
+                    // One write made both, so one of them was changed since.
                     return Err(Error::corrupt(format!(
                         "superblock at {place}: there is another one of {}, which says otherwise",
                         found.generation
@@ -57,7 +57,8 @@ pub async fn superblock(disk: &Rc<dyn Disk>) -> Result<Superblock> {
                 }
                 _ => newest = Some(found),
             },
-            // A version that is not known beats damage, damage beats what is no superblock.
+            // An unknown version takes precedence over damage, and damage over a missing
+            // superblock.
             Err(error) if error.kind() == ErrorKind::Unsupported => return Err(error),
             Err(error) if error.kind() == ErrorKind::NotAPool => {}
             Err(error) => worst = Some(error),
@@ -74,7 +75,7 @@ pub async fn superblock(disk: &Rc<dyn Disk>) -> Result<Superblock> {
     Ok(superblock)
 }
 
-/// The superblock in a place of `slot`.
+/// Reads the superblock at `place`, which belongs to `slot`.
 ///
 /// # Errors
 /// As [`Superblock::decode`]; `Corrupt` for one that belongs into the other slot; the device's.
@@ -91,12 +92,13 @@ pub async fn superblock_at(disk: &Rc<dyn Disk>, slot: u64, place: BlockNo) -> Re
     Ok(found)
 }
 
-/// Overwrites what a power failure has left of a superblock that was never whole, so that it cannot
-/// come back. It lies where the next one goes: were that torn as well, in just the sectors that the
-/// first lacks, the first would be whole, and newer than `newest`, though its blocks were used again.
+/// Overwrites the remains of a superblock that a power failure tore, so that it cannot become valid
+/// again. Its place is where the next superblock is written. If that write were torn too, in
+/// exactly the sectors that the first one lacks, the old superblock would be whole and newer than
+/// `newest`, although its blocks were reused.
 ///
 /// # Errors
-/// The device's; also when neither place can be read, so that it might be the newest.
+/// The device's, also if neither place can be read: either could hold the newest superblock.
 pub(crate) async fn forget_torn(disk: &Rc<dyn Disk>, newest: &Superblock) -> Result<()> {
     let next = 1 - u64::from(newest.generation.get()) % SUPER_SLOTS;
     let (mut torn, mut unreadable) = (Vec::new(), Vec::new());
@@ -130,7 +132,7 @@ pub async fn catalogue(disk: &Rc<dyn Disk>, superblock: &Superblock) -> Result<F
     Ok(found)
 }
 
-/// The catalogue, whatever it says: the checker wants to see all that is wrong with it.
+/// The catalogue without a check of its content, so that the checker can report all that is wrong.
 ///
 /// # Errors
 /// `Corrupt`, naming the block, or the device's.
@@ -153,7 +155,7 @@ pub(crate) async fn catalogue_as_is(disk: &Rc<dyn Disk>, superblock: &Superblock
     Ok(Found { catalogue, catalogue_blocks })
 }
 
-/// What later code relies on.
+/// Checks what later code relies on.
 fn check(superblock: &Superblock, catalogue: &Catalogue) -> Result<()> {
     let bad = |what: String| Err(Error::corrupt(format!("catalogue: {what}")));
     let geometry = superblock.geometry;

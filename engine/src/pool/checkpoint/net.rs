@@ -1,8 +1,8 @@
-//! Netting: all +1 and -1 since the last seal are added up for each block before it is decided
-//! what fell to 0. The order in which they came says nothing, which is what makes it harmless.
+//! Netting: all changes of a block's count since the last seal, +1 and -1, are added up before any
+//! block is freed. The order of the changes therefore does not matter.
 //!
-//! The log is worked off page by page of the reference-count table, so that memory is bounded by
-//! the log and one page, whatever the lengths of the extents in it.
+//! The log is processed in the order of the pages of the reference-count table. Memory is bounded
+//! by the log and one page, however long the extents in it are.
 
 use super::changes::{Freed, PageChange};
 use super::tables::NewTables;
@@ -12,10 +12,10 @@ use crate::format::geometry::{PAGE_ENTRIES, PageId, Table};
 use crate::map::RefDelta;
 use crate::units::BlockNo;
 
-/// Pages that are read ahead.
+/// Pages to read ahead.
 const AHEAD: usize = 256;
 
-/// Adds the log to the tables. Freed blocks are appended to `freed`, dropped nodes to `drops`.
+/// Applies the log to the tables. Appends freed blocks to `freed` and dropped nodes to `drops`.
 pub(super) async fn net(
     tables: &mut NewTables<'_>,
     mut log: Vec<RefDelta>,
@@ -47,7 +47,7 @@ pub(super) async fn net(
     }
 }
 
-/// Reads the pages of the next blocks in parallel. Returns for how many pages to go on without.
+/// Reads the pages of the next blocks in parallel. Returns how many pages this read covers.
 async fn read_ahead(
     tables: &mut NewTables<'_>,
     current: PageId,

@@ -1,5 +1,5 @@
-//! The tables of the checkpoint that is being written: copies of the pages that change, written
-//! to their other slots when there are many of them and at the end.
+//! The tables of the checkpoint being written: copies of the pages that change. They are written to
+//! their unused slots when there are too many of them and at the end.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,27 +16,28 @@ use crate::runtime::Buf;
 use crate::space::MissingTable;
 use crate::units::{BLOCK_BYTES, BlockNo, Generation, to_u64};
 
-/// Changed pages kept before they are written: 16 MiB. Few in unit tests, whose pools have few.
+/// Changed pages kept in memory before they are written: 16 MiB. Small in unit tests, whose pools
+/// have few pages.
 const PAGES_MAX: usize = if cfg!(test) { 3 } else { 4096 };
-/// Pages written at the same time.
+/// Pages written concurrently.
 const PARALLEL: usize = 32;
 
-/// A group that changes.
+/// A group that the checkpoint changes.
 struct Changed {
     header: Box<GroupHeader>,
     free: u32,
 }
 
-/// The tables as they will be.
+/// The tables as the checkpoint will publish them.
 pub(super) struct NewTables<'a> {
     pool: &'a Pool,
     geometry: Geometry,
     generation: Generation,
     groups: BTreeMap<u32, Changed>,
     pages: BTreeMap<PageId, Box<TablePage>>,
-    /// Pages of this generation that were written early.
+    /// Pages of this generation that were written before the end, sorted.
     written: Vec<PageId>,
-    /// Pages for the cache, when all is durable.
+    /// Pages to put into the cache once the checkpoint is durable.
     finished: Vec<(PageId, Arc<TablePage>)>,
 }
 
@@ -57,7 +58,7 @@ impl<'a> NewTables<'a> {
         self.geometry
     }
 
-    /// The page, to be changed.
+    /// The page, for modification.
     pub(super) async fn page(&mut self, id: PageId) -> Result<&mut TablePage> {
         if !self.pages.contains_key(&id) {
             if self.pages.len() >= PAGES_MAX {
@@ -108,7 +109,7 @@ impl<'a> NewTables<'a> {
         }
     }
 
-    /// Reads, in parallel, the pages that are about to be changed.
+    /// Reads the pages that are about to be changed, in parallel.
     pub(super) async fn prefetch(&mut self, ids: &[PageId]) -> Result<()> {
         let wanted =
             |missing: std::result::Result<Option<Arc<TablePage>>, MissingTable>| missing.err();
@@ -130,7 +131,8 @@ impl<'a> NewTables<'a> {
         Ok(())
     }
 
-    /// Adds what changed to the counts of a page, and decides what fell to 0.
+    /// Applies a change to the counts of a page. Blocks whose count drops to 0 go to `freed`, nodes
+    /// to `drops`.
     pub(super) async fn change_page(
         &mut self,
         change: &PageChange,
@@ -152,11 +154,11 @@ impl<'a> NewTables<'a> {
             }
             let mut count = i64::from(old & COUNT_MASK) + entry.by;
             if count == 0 && kind == BlockType::Node && !entry.moved {
-                // Its children still count it: the list of drops holds one reference.
+                // Its children still count it: the list of drops keeps one reference.
                 count = 1;
                 drops.push(NodeDrop { block, birth: entry.birth });
             } else if count == 0 {
-                // Made and given up since the seal, unless a damaged map names a free block.
+                // Allocated and released since the seal, unless a damaged map names a free block.
                 if old == 0 && pool.core.lock().state.space.is_free(block) {
                     return Err(Error::corrupt(format!("{block} is free and in use as {kind:?}")));
                 }
@@ -176,7 +178,7 @@ impl<'a> NewTables<'a> {
         Ok(())
     }
 
-    /// The count of a block as it will be.
+    /// The count of a block in the new tables.
     pub(super) async fn count_of(&mut self, block: BlockNo) -> Result<u32> {
         let Some((id, at)) = self.geometry.page_of(Table::Refs, block) else {
             return Err(Error::corrupt(format!("{block} has no reference count: out of bounds")));
@@ -184,7 +186,7 @@ impl<'a> NewTables<'a> {
         Ok(self.page(id).await?.get(at) & COUNT_MASK)
     }
 
-    /// Writes all changed pages to the slots that the last checkpoint does not need.
+    /// Writes all changed pages to the slots that the last checkpoint does not use.
     async fn write_pages(&mut self) -> Result<()> {
         let mut pages = std::mem::take(&mut self.pages);
         let ids: Vec<PageId> = pages.keys().copied().collect();
@@ -212,8 +214,8 @@ impl<'a> NewTables<'a> {
         Ok(())
     }
 
-    /// Writes all that is left, headers included. Returns what readers shall see once it is
-    /// durable.
+    /// Writes the remaining pages and the headers. Returns what readers shall see once the
+    /// checkpoint is durable.
     pub(super) async fn finish(mut self) -> Result<Finished> {
         self.write_pages().await?;
         let mut groups = Vec::with_capacity(self.groups.len());
@@ -236,7 +238,7 @@ impl<'a> NewTables<'a> {
     }
 }
 
-/// What a checkpoint hands to the readers of the tables.
+/// What a checkpoint publishes to the readers of the tables.
 pub(super) struct Finished {
     pub(super) groups: Vec<(u32, GroupEntry, Arc<GroupHeader>)>,
     pub(super) pages: Vec<(PageId, Arc<TablePage>)>,

@@ -1,4 +1,4 @@
-//! The steps of a checkpoint, in their order; numbers as in the module above.
+//! The steps of a checkpoint in order, numbered as in the parent module.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use crate::units::{
     BLOCK_BYTES, BLOCK_SIZE, BlockNo, Generation, Seqno, VolumeId, to_u32, to_u64, to_usize,
 };
 
-/// Nodes in one write.
+/// Maximum of nodes per write.
 const NODES_PER_WRITE: usize = 64;
-/// Writes under way at the same time.
+/// Writes under way concurrently.
 const PARALLEL: usize = 8;
 
-/// What the seal has taken out of the state.
+/// What the seal takes out of the state.
 struct Sealed {
     seal: Seqno,
     journal: u64,
@@ -88,7 +88,7 @@ pub(super) async fn run(pool: &Pool, checkpointer: &mut Checkpointer, kind: Kind
     Ok(())
 }
 
-/// The pool is longer: the last group may be, and new ones are free.
+/// Adds the new space as free blocks: to the last group, which may be longer, and to new groups.
 fn add_grown(groups: &mut [GroupEntry], old: Geometry, new: Geometry) {
     for (group, entry) in (0..).zip(groups) {
         let before = if group < old.groups() { old.group_len(group) } else { 0 };
@@ -103,7 +103,7 @@ fn grown(geometry: Geometry, kind: Kind) -> Result<Geometry> {
     }
 }
 
-/// 1. Everything up to now belongs to this checkpoint; what follows copies what it changes.
+/// 1. Everything up to now belongs to this checkpoint; later changes copy what they change.
 fn seal(pool: &Pool) -> Sealed {
     let mut inner = pool.core.lock();
     let journal = inner.journal.pad();
@@ -122,7 +122,7 @@ fn seal(pool: &Pool) -> Sealed {
     }
 }
 
-/// 2. The nodes lie in runs, since their blocks were set aside in runs.
+/// 2. Nodes are in runs because their blocks were set aside in runs.
 async fn write_nodes(pool: &Pool, nodes: &[BlockNo]) -> Result<()> {
     let runs: Vec<&[BlockNo]> = nodes
         .chunk_by(|a, b| a.plus(1) == *b)
@@ -152,7 +152,7 @@ async fn write_nodes(pool: &Pool, nodes: &[BlockNo]) -> Result<()> {
     Ok(())
 }
 
-/// 5. Fresh checksums go into the tables.
+/// 5. Merges the fresh checksums into the tables.
 async fn merge_sums(pool: &Pool, tables: &mut NewTables<'_>) -> Result<()> {
     let ids = {
         let inner = pool.core.lock();
@@ -172,8 +172,8 @@ async fn merge_sums(pool: &Pool, tables: &mut NewTables<'_>) -> Result<()> {
     Ok(())
 }
 
-/// 6a. Blocks for the new catalogue are counted, those of the old one are freed, while the tables
-/// can still change. (Fixed-width integers: the length does not depend on the values to come.)
+/// 6a. Counts the blocks for the new catalogue and frees those of the old one while the tables can
+/// still change. The length of the catalogue is known already: its integers have fixed widths.
 async fn move_catalogue(
     pool: &Pool,
     tables: &mut NewTables<'_>,
@@ -209,8 +209,9 @@ async fn move_catalogue(
     Ok(blocks)
 }
 
-/// Waits in a full pool until blocks that earlier checkpoints have freed can be used again. Each
-/// checkpoint takes some of those that are kept for catalogues, and a reader can outlast many.
+/// Waits in a full pool until blocks that earlier checkpoints freed become allocatable. Each
+/// checkpoint takes some of the blocks kept for catalogues, and a reader can outlast many
+/// checkpoints.
 async fn await_freed(pool: &Pool) -> Result<()> {
     loop {
         let event = pool.core.reader_event.notified();
@@ -228,7 +229,7 @@ async fn await_freed(pool: &Pool) -> Result<()> {
     }
 }
 
-/// 6b. The catalogue, to its fresh blocks. Returns its length in bytes.
+/// 6b. Writes the catalogue to its fresh blocks. Returns its length in bytes.
 async fn write_catalogue(
     pool: &Pool,
     catalogue: &Catalogue,
@@ -268,7 +269,7 @@ async fn write_superblock(pool: &Pool, superblock: &Superblock) -> Result<()> {
     Ok(())
 }
 
-/// 8. Readers and writers go on with what is durable now.
+/// 8. Publishes the durable state to readers and writers.
 fn publish(
     pool: &Pool,
     finished: Finished,

@@ -1,4 +1,4 @@
-//! Which superblock is taken, and what a catalogue must be.
+//! Which superblock is chosen, and which catalogues are refused.
 
 use super::*;
 use crate::disk::sim::{CutPlan, Effect, Fault, FaultOp, Image, SimDisk, SimOptions};
@@ -26,7 +26,7 @@ fn superblock_of(generation: u32) -> Superblock {
     }
 }
 
-/// What is found on a disk with these blocks on it.
+/// The superblock found on a disk with these blocks.
 fn found(blocks: &[(u64, [u8; BLOCK_SIZE])]) -> Result<Superblock> {
     let mut image = Image::new(BLOCKS);
     for (at, bytes) in blocks {
@@ -36,7 +36,7 @@ fn found(blocks: &[(u64, [u8; BLOCK_SIZE])]) -> Result<Superblock> {
     sim.run(async { superblock(&sim.disk()).await }).unwrap()
 }
 
-/// A block with a byte changed and the checksum made right.
+/// An encoded superblock with one byte changed and a valid checksum.
 fn forged(superblock: &Superblock, at: usize, byte: u8) -> [u8; BLOCK_SIZE] {
     let mut block = superblock.encode();
     block[at] = byte;
@@ -62,23 +62,23 @@ fn superblocks_that_cannot_be_are_not_taken() {
     let error = found(&[]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotAPool);
     let (old, new) = (superblock_of(4), superblock_of(5));
-    // In the other slot's place: no checkpoint was written there.
+    // In a place of the other slot, where no checkpoint writes.
     let error = found(&[(1, old.encode())]).unwrap_err();
     assert!(error.to_string().contains("belongs into the other slot"), "{error}");
-    // Of one checkpoint, and not the same.
+    // Of the same generation, but different.
     let other = Superblock { seal: Seqno::new(51), ..new.clone() };
     let error = found(&[(1, new.encode()), (BLOCKS - 1, other.encode())]).unwrap_err();
     assert!(error.to_string().contains("which says otherwise"), "{error}");
-    // Made by a newer program: an older checkpoint is not to be taken in its place.
+    // Of an unknown version: an older checkpoint must not be used instead.
     let error = found(&[(0, old.encode()), (1, forged(&new, 12, 2))]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    // Of a longer pool.
+    // Of a longer pool than the device.
     let geometry = Geometry::new(BLOCKS + 1, 8, 1).unwrap();
     let error = found(&[(1, Superblock { geometry, ..new }.encode())]).unwrap_err();
     assert!(error.to_string().ends_with("it was truncated"), "{error}");
 }
 
-/// A disk with the whole superblock of generation 4, and these blocks where number 5 was to go.
+/// A disk with a whole superblock of generation 4, and these blocks in the places of generation 5.
 fn torn_disk(places: [&[u8; BLOCK_SIZE]; 2]) -> SimDisk {
     let mut image = Image::new(BLOCKS);
     let superblock = superblock_of(4);
@@ -89,8 +89,8 @@ fn torn_disk(places: [&[u8; BLOCK_SIZE]; 2]) -> SimDisk {
     SimDisk::from_image(image.into(), 1, SimOptions::default())
 }
 
-/// Forgets what is torn, of which the first reads fail; what is in the two places when the power
-/// fails then.
+/// Runs `forget_torn` while the first `unreadable` reads fail; returns the content of the two
+/// places after a power failure.
 fn forgotten(sim: &SimDisk, unreadable: u64) -> Result<[[u8; BLOCK_SIZE]; 2]> {
     for after in 0..unreadable {
         let effect = Effect::Error { errno: 5, landed: false };
@@ -116,7 +116,7 @@ fn what_is_left_of_a_torn_superblock_is_overwritten_durably() {
     assert_eq!(untouched.io_count(), before, "nothing is torn");
 }
 
-/// It may be whole, and the newest, as soon as it can be read again.
+/// Such a superblock may be whole, and the newest, as soon as it can be read again.
 #[test]
 fn a_superblock_that_cannot_be_read_is_forgotten_where_its_twin_is_known() {
     let zeros = [0; BLOCK_SIZE];
@@ -163,7 +163,7 @@ fn sound() -> Catalogue {
     }
 }
 
-/// How the sound catalogue with a change is refused.
+/// The error for the valid catalogue with one change.
 fn refusal(change: impl FnOnce(&mut Catalogue)) -> String {
     let mut catalogue = sound();
     change(&mut catalogue);
