@@ -1,4 +1,4 @@
-//! Making a pool out of a file or device.
+//! Formatting a file or device as a pool.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -20,29 +20,29 @@ use crate::units::{
     BLOCK_BYTES, BLOCK_SIZE, BlockNo, Generation, Seqno, Size, to_u32, to_u64, to_usize,
 };
 
-/// Blocks at either end that are looked at for somebody's data.
+/// Blocks at either end that are checked for existing data.
 const LOOKED_AT: u64 = 32;
-/// Blocks of zeros written at once.
+/// Blocks of zeros per write.
 const ZERO_BLOCKS: u64 = 256;
 
-/// How to make a pool.
+/// How to format a pool.
 #[derive(Clone, Debug)]
 pub struct FormatOptions {
-    /// Bytes to use; the file or device must be as long.
+    /// Bytes to use; the file or device must be at least as long.
     pub size_bytes: u64,
-    /// Bytes of the journal; `None`: a 16th of the pool, at most 64 MiB.
+    /// Bytes of the journal; `None` means a 16th of the pool, at most 64 MiB.
     pub journal_bytes: Option<u64>,
-    /// Write over what is there.
+    /// Overwrite existing data.
     pub force: bool,
     /// Identity of the pool.
     pub uuid: [u8; 16],
 }
 
 impl FormatOptions {
-    /// Checks the sizes, before there is a file for the pool.
+    /// Checks the sizes, before a file for the pool is created.
     ///
     /// # Errors
-    /// `Invalid`, naming the size and its bounds.
+    /// `Invalid`, with the size and its bounds.
     pub fn check(&self) -> Result<()> {
         self.geometry().map(|_| ())
     }
@@ -56,7 +56,7 @@ impl FormatOptions {
     }
 }
 
-/// Marks that filesystems, partition tables and others leave, as (offset, bytes, name).
+/// Signatures of filesystems, partition tables and others, as (offset, bytes, name).
 const MARKS: [(usize, &[u8], &str); 10] = [
     (0, &MAGIC, "a Pando pool"),
     (BLOCK_SIZE, &MAGIC, "a Pando pool"),
@@ -71,12 +71,13 @@ const MARKS: [(usize, &[u8], &str); 10] = [
 ];
 
 impl Pool {
-    /// Makes a pool. The tables of the groups are not written: a page that was never written is
-    /// all zero, so making a pool of any size takes the same time, but for its journal.
+    /// Formats a pool. The tables of the groups are not written, since a page that was never
+    /// written counts as zero. So the time does not depend on the size of the pool, only on that of
+    /// its journal.
     ///
     /// # Errors
-    /// `Exists` when somebody's data is there and `force` is not set; `Invalid` for a size that
-    /// makes no pool; the device's.
+    /// `Exists` if there is other data and `force` is not set; `Invalid` for a size that is out of
+    /// bounds; the device's.
     pub async fn format(disk: &Rc<dyn Disk>, options: &FormatOptions) -> Result<()> {
         if options.size_bytes > disk.len_bytes() {
             return Err(Error::invalid(format!(
@@ -90,15 +91,16 @@ impl Pool {
         if !options.force {
             refuse_used(disk, pool_blocks).await?;
         }
-        // An old pool's superblocks go first: a crash in between leaves no pool, not a wrong one.
+        // Superblocks of an old pool go first: a crash in between leaves no pool, not a wrong one.
         let device_blocks = disk.len_bytes() / BLOCK_BYTES;
         let ends = [0, pool_blocks - SUPER_SLOTS, device_blocks - SUPER_SLOTS];
         for end in ends {
             write_zeros(disk, end, SUPER_SLOTS).await?;
         }
         disk.sync().await?;
-        // Written, not only allocated: the journal can meet neither a hole nor a full host. Durable
-        // with the first checkpoint's barrier, before its superblock.
+        // Written, not only allocated: so a journal write never meets a hole, nor ENOSPC of the
+        // host's filesystem. The first checkpoint's barrier makes the zeros durable before its
+        // superblock.
         write_zeros(disk, geometry.journal_start().get(), journal_blocks).await?;
         first_checkpoint(disk, geometry, options.uuid).await
     }
@@ -137,7 +139,7 @@ async fn write_zeros(disk: &Rc<dyn Disk>, start: u64, count: u64) -> Result<()> 
     Ok(())
 }
 
-/// Writes generation 1 by the ordinary way of a checkpoint: an empty catalogue.
+/// Writes generation 1, with an empty catalogue, as an ordinary checkpoint.
 async fn first_checkpoint(disk: &Rc<dyn Disk>, geometry: Geometry, uuid: [u8; 16]) -> Result<()> {
     let entry =
         |group| GroupEntry { free: to_u32(geometry.group_len(group)), ..GroupEntry::default() };
@@ -155,7 +157,7 @@ async fn first_checkpoint(disk: &Rc<dyn Disk>, geometry: Geometry, uuid: [u8; 16
         clean: false,
     };
     let options = OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::default() };
-    // The journal of a pool that is being made takes no record.
+    // No record is appended while the pool is being formatted.
     let ring = HeapRing::new(BLOCK_SIZE);
     let checkpointer = Checkpointer { superblock, catalogue_blocks: vec![], drops: vec![] };
     let core = core_of(checkpointer, catalogue, Box::new(ring), options);
@@ -163,7 +165,7 @@ async fn first_checkpoint(disk: &Rc<dyn Disk>, geometry: Geometry, uuid: [u8; 16
     pool.checkpoint_of(Kind { clean: true, new_salt: true, pool_blocks: None }).await
 }
 
-/// The core of a pool at a checkpoint, its journal empty.
+/// The core of a pool in the state of a checkpoint, with an empty journal.
 pub(in crate::pool) fn core_of(
     checkpointer: Checkpointer,
     catalogue: Catalogue,
@@ -171,7 +173,7 @@ pub(in crate::pool) fn core_of(
     options: OpenOptions,
 ) -> Arc<Core> {
     let superblock = &checkpointer.superblock;
-    // Three quarters of the cache for nodes, one for table pages.
+    // Three quarters of the cache are for nodes, one quarter is for table pages.
     let blocks = to_usize(options.cache_bytes / BLOCK_BYTES);
     let cache = NodeCache::new(blocks / 4 * 3, superblock.uuid, options.fanout);
     let mut state = State::new(

@@ -1,5 +1,5 @@
-//! Control operations: each is one record, durable before it is acknowledged, and answers a
-//! repeated request as it answered the first.
+//! Control operations. Each is one record, which is durable before the operation is acknowledged.
+//! Creation is idempotent: a repeated request gets the answer of the first one.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -96,13 +96,14 @@ impl Inner {
         })
     }
 
-    /// Checks that there is room for what new volumes are promised, and for what their sources are
-    /// promised again: a copy keeps what its source has written, so that to write that once more
+    /// Checks that there is space for the promises to new volumes and for the renewed promises to
+    /// their sources. A clone or snapshot keeps what its source has written, so writing that again
     /// takes as many blocks, and nodes for them.
     fn check_promises(&self, new: &[NewVolume]) -> Result<()> {
         let fanout = self.state.cache.fanout();
         let mut more = 0u64;
-        // A temporary snapshot goes by itself: a backup must not need the space of a second copy.
+        // A temporary snapshot will be deleted soon: a backup must not need space for a second
+        // copy.
         let lasting = new.iter().filter(|new| !is_temporary(new.snapshot, &new.labels));
         let sources: BTreeSet<VolumeId> = lasting.filter_map(|new| new.source).collect();
         for source in sources.into_iter().filter_map(|id| self.state.volume(id)) {
@@ -121,13 +122,13 @@ impl Inner {
         Ok(())
     }
 
-    /// Checks that the nodes which a discard copies are not those that other volumes were promised.
-    /// Where it shares nothing it copies nothing.
+    /// Checks that the nodes which a discard copies do not use up space that other volumes were
+    /// promised. A volume that shares no blocks needs no copies.
     fn check_nodes_of_unmap(&self, volume: &Volume) -> Result<()> {
         let nodes = to_u64(self.state.nodes_for_edit(volume.entry.id));
         let room = self.state.space.free().saturating_sub(self.hard_reserve() + nodes);
         if volume.mapped() == volume.own_by_birth() || room >= self.state.promises_max {
-            return Ok(()); // Without adding up who was promised what.
+            return Ok(()); // Enough whatever is reserved.
         }
         let fanout = self.state.cache.fanout();
         let others = self.state.reserved_blocks() - volume.promise(fanout);
@@ -142,7 +143,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Checks that there is room to promise `more` blocks.
+    /// Checks that there is space to promise `more` blocks.
     fn check_promise(&self, name: &str, more: u64) -> Result<()> {
         let free = self.state.space.free();
         let taken = self.growth_reserve() + self.state.reserved_blocks();
@@ -160,8 +161,8 @@ impl Inner {
 }
 
 impl Pool {
-    /// Makes a volume, a clone or a snapshot; constant time, whatever the source holds. A request
-    /// that was carried out before answers with what it made.
+    /// Creates a volume, a clone or a snapshot in constant time, whatever the source holds.
+    /// Idempotent: if the request was carried out before, returns the existing volume.
     ///
     /// # Errors
     /// `Exists`, `NotFound` (source), `Invalid`, `Limit`, `NoSpace` (reservation), or the pool's.
@@ -170,12 +171,12 @@ impl Pool {
         made.pop().ok_or_else(|| Error::invalid("no volume was asked for"))
     }
 
-    /// Makes several volumes, clones or snapshots at one instant, all or none.
+    /// Creates several volumes, clones or snapshots at one instant, all or none.
     ///
     /// # Errors
-    /// As [`Pool::create`]; `Exists` too when only some of them were made before.
+    /// As [`Pool::create`]; also `Exists` if only some of them existed before.
     pub async fn create_group(&self, requests: Vec<CreateVolume>) -> Result<Vec<VolumeInfo>> {
-        // What is no name is in no other message.
+        // Names are validated first, so an invalid name never appears in another error.
         requests.iter().try_for_each(|request| check_name(&request.name))?;
         let seqno = self
             .transact_when_free(|inner| {
@@ -205,8 +206,8 @@ impl Pool {
         requests.iter().map(|request| self.find(&request.name)).collect()
     }
 
-    /// Makes a record; before it is refused for lack of space, it waits for what checkpoints are
-    /// about to free.
+    /// Makes a record. On ENOSPC it retries after checkpoints that may free blocks, [`PATIENCE`]
+    /// times at most.
     async fn transact_when_free(
         &self,
         mut build: impl FnMut(&Inner) -> Result<Option<Record>>,
@@ -218,7 +219,7 @@ impl Pool {
             match made {
                 Err(error) if error.kind() == ErrorKind::NoSpace && waited < PATIENCE => {
                     waited += 1;
-                    // Nothing is about to be free: the first error says more.
+                    // If no checkpoint can free blocks, the first error is the more specific one.
                     self.await_space(published, Hope::Changes).await.map_err(|later| {
                         if later.kind() == ErrorKind::NoSpace { error } else { later }
                     })?;
@@ -228,7 +229,7 @@ impl Pool {
         }
     }
 
-    /// The volume or snapshot with this identity.
+    /// The volume or snapshot with this id.
     ///
     /// # Errors
     /// `NotFound`.
@@ -237,20 +238,20 @@ impl Pool {
         inner.state.volume(id).map(info).ok_or_else(|| no_volume(id))
     }
 
-    /// The volume or snapshot of this name.
+    /// The volume or snapshot with this name.
     ///
     /// # Errors
     /// `NotFound`.
     pub fn find(&self, name: &str) -> Result<VolumeInfo> {
-        // What cannot be a name is not repeated: it can be long, and of several lines.
+        // An invalid name is not repeated in the error: it can be long or have several lines.
         check_name(name).map_err(|error| Error::new(ErrorKind::NotFound, error.to_string()))?;
         let inner = self.core.lock();
         let id = inner.state.names.get(name);
         id.and_then(|id| inner.state.volume(*id)).map(info).ok_or_else(|| no_volume(name))
     }
 
-    /// Volumes and snapshots in the order of their names, behind `after`, at most `limit` and
-    /// [`LIST_PAGE_MAX`]; and the name to go on behind, if there are more.
+    /// Volumes and snapshots sorted by name, after `after`, at most `limit` and [`LIST_PAGE_MAX`];
+    /// and, if there are more, the name to continue after.
     #[must_use]
     pub fn list(&self, after: Option<&str>, limit: usize) -> (Vec<VolumeInfo>, Option<String>) {
         let limit = limit.clamp(1, LIST_PAGE_MAX);
@@ -267,7 +268,7 @@ impl Pool {
     /// Changes properties of a volume.
     ///
     /// # Errors
-    /// `NotFound`, `Invalid` (it would shrink), `Limit`, `NoSpace` (reservation), or the pool's.
+    /// `NotFound`, `Invalid` (a smaller size), `Limit`, `NoSpace` (reservation), or the pool's.
     pub async fn modify(&self, id: VolumeId, change: ModifyVolume) -> Result<VolumeInfo> {
         let seqno = self
             .transact_when_free(|inner| {
@@ -280,7 +281,7 @@ impl Pool {
                     ));
                 }
                 let reservation = change.reservation_bytes.map(blocks_for);
-                // Of the size that it has: that it can grow depends on no promise.
+                // For the current size: growth of the volume does not depend on a promise.
                 let fanout = inner.state.cache.fanout();
                 let more = reservation.map_or(0, |blocks| volume.promise_of(blocks, fanout));
                 let more = more.saturating_sub(volume.promise(fanout));
@@ -320,7 +321,7 @@ impl Pool {
         self.get(id)
     }
 
-    /// Deletes a volume or snapshot. It is gone at once; its space returns in the background.
+    /// Deletes a volume or snapshot. It disappears at once; its space is freed in the background.
     ///
     /// # Errors
     /// `NotFound`, or the pool's.
@@ -336,7 +337,7 @@ impl Pool {
         self.commit(seqno).await
     }
 
-    /// Makes `len` LBAs from `lba` on read as zeros.
+    /// Unmaps `len` LBAs from `lba` on: they read as zeros.
     pub(crate) async fn unmap(&self, volume: VolumeId, lba: u64, len: u64) -> Result<()> {
         if len == 0 {
             return Ok(());
@@ -364,10 +365,10 @@ impl Pool {
         count(&self.core.counters.written_bytes, bytes);
     }
 
-    /// Makes the pool longer, while it is in use; a file is extended, a device must be as long.
+    /// Grows the pool online. A file is extended; a device must have the new size already.
     ///
     /// # Errors
-    /// `Invalid` when it would shrink, the device's.
+    /// `Invalid` if the pool would shrink, or the device's.
     pub async fn grow(&self, new_size_bytes: u64) -> Result<()> {
         let blocks = new_size_bytes / BLOCK_BYTES;
         let geometry = self.core.lock().state.geometry;
@@ -390,7 +391,7 @@ impl Pool {
         self.core.snapshot_counters(journal)
     }
 
-    /// The pool at a glance.
+    /// Summary of the pool.
     #[must_use]
     pub fn status(&self) -> PoolStatus {
         let inner = self.core.lock();
@@ -404,7 +405,7 @@ impl Pool {
             uuid: state.uuid,
             size_bytes: state.geometry.pool_blocks * BLOCK_BYTES,
             usable_bytes: state.geometry.usable_blocks() * BLOCK_BYTES,
-            // What is being discarded is free: it can be had as soon as that is done.
+            // Blocks being discarded count as free: they are allocatable when the discard is done.
             free_bytes: (state.space.free() + discarding) * BLOCK_BYTES,
             pending_bytes: (waiting + freed) * BLOCK_BYTES,
             reserve_bytes: inner.growth_reserve() * BLOCK_BYTES,

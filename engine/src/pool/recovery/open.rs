@@ -1,15 +1,18 @@
-//! Opening a pool: newest superblock, catalogue, replay of the journal through the same `apply`
-//! as the live path, and a checkpoint, after which the log goes on with a new salt. The time is
-//! bounded by the journal, whatever the pool holds. Closing: a last checkpoint, marked clean.
+//! Opening a pool: load the newest superblock and its catalogue, replay the journal through the
+//! same `apply` as the live path, and write a checkpoint, after which the journal continues with a
+//! new salt. The time is bounded by the journal, whatever the pool holds. Closing writes a last
+//! checkpoint, marked clean.
 //!
-//! Records that a dead process had not flushed are in the memory of the journal, and are written to
-//! the journal first; a torn superblock is overwritten with zeros. Beyond that, recovery changes nothing on the disk but by that checkpoint, so
-//! it can be cut and begun again; and what it begins with is durable, so that it is the same then.
+//! Records that a dead process had not flushed are still in the memory of the journal; recovery
+//! writes them to the journal first. It overwrites a torn superblock with zeros. Beyond that it
+//! changes the disk only by its checkpoint, so a crash during recovery is harmless: the next
+//! recovery starts from the same durable state.
 //!
-//! **Fresh numbers.** A life of the pool that has died may have written a part of its next
-//! checkpoint: nodes, table pages, a catalogue. None of that is referred to, but it bears the numbers
-//! that this life would use next, and would pass for this life's work if a write of that were lost.
-//! So the generation and the sequence number go on behind all that the dead life can have used.
+//! **Fresh numbers.** Before a crash the pool may have written a part of its next checkpoint:
+//! nodes, table pages, a catalogue. Nothing refers to them, but they carry the numbers that the
+//! reopened pool would use next. If a write of the reopened pool were lost, the old block would
+//! pass for the new one. So the generation and the sequence number continue beyond all numbers that
+//! the dead process can have used.
 
 use std::rc::Rc;
 
@@ -25,18 +28,19 @@ use crate::pool::recovery::recover::Survey;
 use crate::units::{BLOCK_BYTES, to_usize};
 
 impl Pool {
-    /// Opens a pool. `map_ring` gets the memory of the journal, for which a length is proposed. It
-    /// is this pool's alone, and survives the process if unflushed writes are to survive it.
+    /// Opens a pool. `map_ring` gets a proposed length and returns the memory of the journal. The
+    /// memory must belong to this pool alone. It must survive the process if unflushed writes are
+    /// to survive it.
     ///
     /// # Errors
-    /// `NotAPool`, `Unsupported`, `Corrupt` (naming the structure and its place), the device's.
+    /// `NotAPool`, `Unsupported`, `Corrupt` (with the structure and its place), the device's.
     pub async fn open(
         disk: Rc<dyn Disk>,
         map_ring: impl FnOnce(usize) -> Result<Box<dyn RingMemory>>,
         options: OpenOptions,
     ) -> Result<Self> {
-        // A killed process may have left a superblock that is not durable yet. What replaces the
-        // checkpoint before it must not be on its way before this one is safe.
+        // A killed process may have left a superblock that is not durable yet. It must be durable
+        // before anything overwrites the checkpoint before it.
         disk.sync().await?;
         let superblock = load::superblock(&disk).await?;
         load::forget_torn(&disk, &superblock).await?;
@@ -73,8 +77,8 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Stops the background tasks and writes a last checkpoint, after which there is nothing to
-    /// replay. The caller has stopped everything that uses the pool.
+    /// Stops the background tasks and writes a last checkpoint, so that the next start has nothing
+    /// to replay. The caller must have stopped everything that uses the pool.
     ///
     /// # Errors
     /// The device's.
@@ -83,7 +87,7 @@ impl Pool {
         self.core.end_walks();
         self.core.wanted_event.notify_one();
         self.core.published_event.notify_waiters();
-        // Nothing may be under way when the pool is another's.
+        // No I/O may be under way when another process takes the pool over.
         self.until_discarded().await;
         self.checkpoint_of(Kind { clean: true, ..Kind::default() }).await
     }

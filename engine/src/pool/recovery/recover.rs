@@ -1,10 +1,11 @@
 //! Replay of the journal when a pool is opened, through the same `apply` as the live path. The log
-//! is read three times, each time a few records at once, so that memory does not grow with it:
+//! is read three times, a few records at a time, so that memory does not grow with its length:
 //!
 //! ```text
-//! survey   where the log ends, and up to where it was known to be durable
-//! prove    what came later may have lost its data: the log ends there (I2); blocks that the log
-//!          names are set aside, before any block is taken for a node
+//! survey   find the end of the log, and up to which record it was known to be durable
+//! prove    verify the data of later records, which may be lost: the log ends before the first
+//!          record without its data (I2). Blocks that the log names are taken out of the free
+//!          ones before any block is taken for a node
 //! apply    in order
 //! ```
 
@@ -25,25 +26,25 @@ use crate::space::{Run, TakeError};
 use crate::state::Need;
 use crate::units::{Seqno, to_usize};
 
-/// Records whose nodes are read at the same time.
+/// Records whose nodes are read concurrently.
 const WINDOW: usize = 64;
-/// Records whose data is verified at the same time, at most 1 MiB each.
+/// Records whose data is verified concurrently, at most 1 MiB each.
 const VERIFY: usize = 16;
 
-/// How far the log behind a checkpoint goes.
+/// The extent of the log after a checkpoint.
 #[derive(Clone, Copy)]
 pub(in crate::pool) struct Survey {
-    /// The last record that is there.
+    /// The last record in the log.
     pub(in crate::pool) last: Seqno,
-    /// Up to here everything was known to be durable.
+    /// Records up to this one were known to be durable.
     durable: Seqno,
 }
 
 impl Survey {
-    /// Reads the log behind the checkpoint of a superblock.
+    /// Reads the log after the checkpoint of a superblock.
     ///
     /// # Errors
-    /// `Corrupt` when a record that was durable is not there, the device's.
+    /// `Corrupt` if a record that was durable is missing, or the device's.
     pub(in crate::pool) async fn of(disk: &Rc<dyn Disk>, superblock: &Superblock) -> Result<Self> {
         let mut log = LogReader::behind(disk, superblock);
         let (mut last, mut durable) = (superblock.seal, superblock.seal);
@@ -52,7 +53,8 @@ impl Survey {
             durable = durable.max(framed.durable);
         }
         if let Some(later) = lost_record(disk, superblock, last.next()).await? {
-            // No power cut takes away what was flushed: the log is not short, it is damaged.
+            // A power failure cannot remove what was flushed: the log does not end here, it is
+            // damaged.
             return Err(Error::corrupt(format!(
                 "journal: record {} is damaged, record {} says that it was durable",
                 last.next().get(),
@@ -64,8 +66,8 @@ impl Survey {
 }
 
 impl Pool {
-    /// Brings the state from the checkpoint of `superblock` to the end of the log; returns the
-    /// last record applied.
+    /// Replays the log from the checkpoint of `superblock` to its end; returns the last record
+    /// applied.
     pub(in crate::pool) async fn replay(
         &self,
         superblock: &Superblock,
@@ -85,8 +87,8 @@ impl Pool {
         }
     }
 
-    /// The last record of which all data is there, and of all before it. Their blocks are not
-    /// free any more.
+    /// The last record whose data is present, as is that of all records before it. Takes their
+    /// blocks out of the free ones.
     async fn prove(&self, superblock: &Superblock, survey: Survey) -> Result<Seqno> {
         let mut log = LogReader::behind(self.disk(), superblock);
         let mut proved = superblock.seal;
@@ -96,7 +98,7 @@ impl Pool {
                 return Ok(proved);
             }
             let checks = some.iter().map(|framed| async {
-                // What was flushed is proved by that.
+                // Records that were flushed need no proof.
                 Ok(framed.seqno <= survey.durable
                     || has_its_data(self.disk(), superblock, &framed.record).await?)
             });
@@ -111,7 +113,7 @@ impl Pool {
         }
     }
 
-    /// Blocks that a record names are not free, though the tables say so.
+    /// Takes the blocks that a record names out of the free ones; the tables do not count them yet.
     async fn take_named_blocks(&self, framed: &Framed) -> Result<()> {
         let Record::Map { runs, .. } = &framed.record else { return Ok(()) };
         for run in runs {
@@ -141,7 +143,7 @@ impl Pool {
                 let ranges = window.iter().flat_map(ranges);
                 let look = |run: MapRun| {
                     let (volume, len) = (inner.state.volume(run.volume)?, u64::from(run.len));
-                    // What leads out of its volume is refused when its turn has come.
+                    // A run outside its volume is refused when its record is applied.
                     let root = volume.entry.root.as_ref().filter(|_| volume.holds(run.lba, len));
                     map::missing_for_edit(&inner.state.cache, root, run.lba, len)
                 };
@@ -165,7 +167,7 @@ impl Pool {
                 let mut inner = self.core.lock();
                 match inner.state.prepare(&framed.record) {
                     Ok(()) => {
-                        // Under a number of this life: see the module `open`.
+                        // With a new sequence number: see "Fresh numbers" in the module `open`.
                         let seqno = inner.state.seqno.next();
                         inner.state.apply(seqno, framed.record);
                         return Ok(());
@@ -192,8 +194,8 @@ fn ranges(framed: &Framed) -> Vec<MapRun> {
     }
 }
 
-/// Whether the data that a record names is on the disk. Data that cannot be read just now may be
-/// there: the pool is not opened without it.
+/// Whether the data of a record is on the disk. A read error is returned: the data may be there, so
+/// the pool must not be opened without it.
 async fn has_its_data(
     disk: &Rc<dyn Disk>,
     superblock: &Superblock,

@@ -1,5 +1,5 @@
-//! Recovery: the numbers of a life that has died are not used again, what cannot be read just now is
-//! not taken for lost, and what was flushed needs no proof.
+//! Recovery: numbers of a dead process are not used again, a transient read error is not taken for
+//! lost data, and flushed records need no proof.
 
 use crate::crc::crc32;
 use crate::disk::sim::gate::pass_time;
@@ -14,7 +14,7 @@ use crate::units::{BLOCK_BYTES, BlockNo, Generation, Lba, Seqno, VolumeId, to_u3
 
 const BLOCKS: u64 = 2500;
 
-/// A pool with a volume, all of it in the last checkpoint; the volume.
+/// A pool with a volume whose blocks are all in the last checkpoint, and the volume's id.
 fn pool_with_a_volume() -> (SimImage, VolumeId) {
     let sim = SimDisk::new(1, BLOCKS, SimOptions::default());
     let id = sim.run(async {
@@ -33,8 +33,8 @@ async fn write(pool: &Pool, id: VolumeId, lba: u64) -> Result<()> {
     pool.device(id)?.write(lba * BLOCK_BYTES, 4096, buf, false).await
 }
 
-/// The newest generation of a table page or header, and the youngest birth of a node, whether or not
-/// anything refers to them.
+/// The newest generation of a table page or header, and the youngest birth of a node, referenced or
+/// not.
 fn newest(image: &Image, geometry: &Geometry, uuid: &[u8; 16]) -> (Generation, Seqno) {
     let whole = |block: BlockNo| {
         let bytes = image.block(block);
@@ -64,8 +64,8 @@ fn newest(image: &Image, geometry: &Geometry, uuid: &[u8; 16]) -> (Generation, S
     (Generation::new(generation), births.into_iter().max().unwrap_or(Seqno::new(0)))
 }
 
-/// redb (8e04e95b, 76aec0aa) used the number of a transaction again that a crash had cut short: then
-/// nobody can tell which of the two something comes from.
+/// redb (8e04e95b, 76aec0aa) reused the number of a transaction that a crash had interrupted; then
+/// no reader can tell which of the two wrote a block.
 #[test]
 fn no_number_of_a_dead_life_is_used_again() {
     let (base, id) = pool_with_a_volume();
@@ -102,7 +102,7 @@ fn no_number_of_a_dead_life_is_used_again() {
     assert!(pages > 3 && nodes > 3, "checkpoints were cut in the middle: {pages}, {nodes}");
 }
 
-/// A device that cannot read for a moment has lost nothing: the log does not end there.
+/// A transient read error must not end the log.
 #[test]
 fn what_cannot_be_read_just_now_is_not_lost() {
     let (base, id) = pool_with_a_volume();
@@ -132,7 +132,7 @@ fn what_cannot_be_read_just_now_is_not_lost() {
             let device = pool.device(id).unwrap();
             for lba in 100..110 {
                 let read = device.read(lba * BLOCK_BYTES, 4096).await;
-                // The one read that fails may be this one.
+                // The injected error may hit this read.
                 assert!(read.is_err() || read.unwrap().bytes() == [7; 4096], "read {after}: {lba}");
             }
         });
@@ -143,7 +143,7 @@ fn what_cannot_be_read_just_now_is_not_lost() {
     assert!(refused > 10 && opened > 1, "{refused} refused, {opened} opened");
 }
 
-/// A metadata read that fails once is tried again: it harms nobody, least of all a checkpoint.
+/// A metadata read that fails once is retried, so it does not fail a write or a checkpoint.
 #[test]
 fn a_read_of_metadata_that_fails_once_is_tried_again() {
     let (base, id) = pool_with_a_volume();
@@ -166,8 +166,8 @@ fn a_read_of_metadata_that_fails_once_is_tried_again() {
     }
 }
 
-/// Of what was flushed nothing is believed to be lost: damage to its data is damage to a block, not
-/// the end of the log.
+/// A flushed record is never taken for lost: damage to its data is damage to a block, not the end
+/// of the log.
 #[test]
 fn damaged_data_of_a_flushed_record_is_no_end_of_the_log() {
     let (base, id) = pool_with_a_volume();
@@ -196,8 +196,8 @@ fn damaged_data_of_a_flushed_record_is_no_end_of_the_log() {
     .unwrap();
 }
 
-/// The last record of a log may be torn, and by a rare chance look whole: what it names is read only
-/// where there can be data.
+/// The last record of the log may be torn and still look whole, in rare cases. Recovery reads the
+/// blocks that it names only if they can hold data.
 #[test]
 fn a_record_that_names_no_block_ends_the_log() {
     let (base, id) = pool_with_a_volume();
@@ -213,7 +213,7 @@ fn a_record_that_names_no_block_ends_the_log() {
     for forged in [BLOCKS + 5, 0] {
         let mut image = sim.image_after_cut(CutPlan::KeepNone);
         let mut bytes = *image.blocks().block(place);
-        // The block of the first run: behind the header, tag, number of runs, volume and LBA.
+        // The block of the first run, after the header, tag, number of runs, volume and LBA.
         bytes[60..68].copy_from_slice(&forged.to_le_bytes());
         let end = 32 + 52_usize.next_multiple_of(8);
         let crc = crc32(&bytes[4..end]);
