@@ -1,11 +1,11 @@
-//! The shared heart of an open pool, and the handle that each shard has of it.
+//! The shared state of an open pool, and the handle of each thread.
 //!
 //! ```text
-//!  Pool (one a thread) --- Rc<Lane>: the thread's disk, its writes waiting to be gathered
+//!  Pool (one per thread) -- Rc<Lane>: the thread's disk, its writes waiting to be gathered
 //!     |
-//!     `-- Arc<Core> ------ Mutex<Inner>: state + journal, held for microseconds, never over an await
+//!     `-- Arc<Core> ------ Mutex<Inner>: state + journal, held for microseconds, not across await
 //!                    |---- checkpointer: one checkpoint at a time
-//!                    `---- events: durable, published, wanted
+//!                    `---- events: durable, published, reader, wanted
 //! ```
 
 use std::cell::RefCell;
@@ -34,14 +34,14 @@ use crate::units::{Generation, Seqno, VolumeId};
 pub struct OpenOptions {
     /// Bytes for cached nodes and table pages.
     pub cache_bytes: u64,
-    /// Tell the device about blocks that become free, by [`Pool::run_discards`].
+    /// Discard blocks that become free, with [`Pool::run_discards`].
     pub discard: bool,
-    /// Blocks of the aligned units in which that is done; fewer only in tests.
+    /// Blocks per aligned unit of discard; small only in tests.
     pub discard_unit: u64,
-    /// Entries in full nodes; less than the format allows only in tests.
+    /// Maximum of entries in a node; below that of the format only in tests.
     pub fanout: crate::map::Fanout,
-    /// Nodes given up by one checkpoint's cascade of deletions, the rest waits for the next; fewer
-    /// only in tests.
+    /// Dropped nodes that one checkpoint processes; the rest waits for the next. Small only in
+    /// tests.
     pub cascade_nodes: usize,
 }
 
@@ -57,29 +57,29 @@ impl Default for OpenOptions {
     }
 }
 
-/// What the lock protects.
+/// State that the lock protects.
 pub(crate) struct Inner {
     /// The state of the pool.
     pub state: State,
     /// The journal: appended to in the same critical section in which the state changes (I3).
     pub journal: Journal,
-    /// Everything up to here is durable.
+    /// Records up to this one are durable.
     pub durable: Seqno,
-    /// A sync for the journal is under way.
+    /// Whether a sync of the journal is under way.
     pub syncing: bool,
-    /// Why nothing is acknowledged any more (I7).
+    /// The error after which nothing is acknowledged (I7).
     pub poisoned: Option<String>,
     /// Checkpoints published since the pool was opened.
     pub published: u64,
     /// Generation of the last durable checkpoint.
     pub generation: Generation,
-    /// No change is accepted any more: the pool is being closed.
+    /// Whether the pool is being closed: no change is accepted.
     pub closing: bool,
-    /// Blocks that the catalogue takes.
+    /// Blocks of the last catalogue.
     pub catalogue_blocks: u64,
-    /// Roots and nodes waiting to give up their children.
+    /// Dropped roots and nodes whose children are not released yet.
     pub drops_pending: u64,
-    /// Writes refused for lack of space that nobody has asked for yet.
+    /// Writes refused for lack of space that were not queried yet.
     pub refusals: Refusals,
     /// Of volumes that have been opened as a device and exist.
     pub live: BTreeMap<VolumeId, Arc<LiveVolume>>,
@@ -88,7 +88,7 @@ pub(crate) struct Inner {
 /// Counters, incremented without a lock.
 #[derive(Default)]
 pub(crate) struct Counters {
-    /// Reads, and the others as in [`PoolCounters`].
+    /// Reads; this and the others as in [`PoolCounters`].
     pub reads: Counter,
     /// Bytes read.
     pub read_bytes: Counter,
@@ -108,7 +108,7 @@ pub(crate) struct Counters {
     pub checkpoints: Counter,
     /// Writes refused for lack of space.
     pub no_space: Counter,
-    /// Damaged data blocks met.
+    /// Data blocks that failed checksum verification.
     pub checksum_errors: Counter,
     /// Nodes and table pages read.
     pub metadata_reads: Counter,
@@ -119,7 +119,6 @@ pub(crate) struct Counters {
     pub locks: Counter,
 }
 
-/// Adds to a counter.
 pub(crate) fn count(counter: &Counter, by: u64) {
     counter.add(by);
 }
@@ -127,19 +126,19 @@ pub(crate) fn count(counter: &Counter, by: u64) {
 /// Shared state of an open pool.
 pub struct Core {
     inner: Mutex<Inner>,
-    /// One checkpoint at a time, and what only checkpoints touch.
+    /// One checkpoint at a time; also holds what only checkpoints access.
     pub(crate) checkpointer: tokio::sync::Mutex<Checkpointer>,
-    /// Something became durable, or the pool is poisoned.
+    /// Notified when something became durable or the pool was poisoned.
     pub(crate) durable_event: Notify,
-    /// A checkpoint was published, or the pool is poisoned.
+    /// Notified when a checkpoint was published, or the pool was poisoned or is closing.
     pub(crate) published_event: Notify,
-    /// A reader of freed blocks has finished, or a discard of free ones, or the pool is poisoned.
+    /// Notified when a reader of freed blocks or a discard has finished, or the pool was poisoned.
     pub(crate) reader_event: Notify,
-    /// A checkpoint is wanted, or the pool is closing.
+    /// Notified when a checkpoint is wanted or the pool is closing.
     pub(crate) wanted_event: Notify,
-    /// Blocks of data written since the last sync began.
+    /// Data blocks written since the last sync started.
     pub(crate) unsynced_blocks: AtomicU64,
-    /// Walks of the whole pool are to end: the pool is about to be closed.
+    /// Whether walks of the whole pool must end, because the pool is about to be closed.
     walks_end: AtomicBool,
     /// Counters.
     pub(crate) counters: Counters,
@@ -167,20 +166,20 @@ impl Core {
         }
     }
 
-    /// The lock; never held across an await.
+    /// Takes the lock. It must not be held across an await.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         #[cfg(feature = "testing")]
         self.counters.locks.add(1);
         self.inner.lock()
     }
 
-    /// The lock, if nobody has it.
+    /// Takes the lock unless it is held.
     #[cfg(feature = "testing")]
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, Inner>> {
         self.inner.try_lock()
     }
 
-    /// A write or flush failed: nothing is acknowledged from now on (I7).
+    /// Poisons the pool after a failed write or flush: nothing is acknowledged from now on (I7).
     pub(crate) fn poison(&self, error: &Error) {
         let mut inner = self.lock();
         if inner.poisoned.is_none() {
@@ -194,25 +193,25 @@ impl Core {
         self.wanted_event.notify_one();
     }
 
-    /// As [`Self::poison`], if there was an error.
+    /// As [`Self::poison`], if the result is an error.
     pub(crate) fn poison_on(&self, result: &Result<()>) {
         if let Err(error) = result {
             self.poison(error);
         }
     }
 
-    /// Asks the background task for a checkpoint.
+    /// Requests a checkpoint from the background task.
     pub(crate) fn want_checkpoint(&self) {
         self.wanted_event.notify_one();
     }
 
-    /// Lets a check, a dump and a space report under way end at once, with an error, because they
-    /// hold checkpoints back: before the pool is closed. There can be no others after that.
+    /// Ends all checks, dumps and space reports under way with an error, because they delay
+    /// checkpoints. Called before the pool is closed; no new ones can start after that.
     pub fn end_walks(&self) {
         self.walks_end.store(true, Ordering::Relaxed);
     }
 
-    /// Asked by a walk between its steps.
+    /// Fails if walks must end; a walk calls it between its steps.
     pub(crate) fn check_walking(&self) -> Result<()> {
         if self.walks_end.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Shutdown, "given up: the pool is being closed"));
@@ -242,7 +241,7 @@ impl Core {
 }
 
 impl Inner {
-    /// Fails when the pool takes no change.
+    /// Fails if the pool accepts no changes.
     pub(crate) fn check_alive(&self) -> Result<()> {
         self.check_not_poisoned()?;
         if self.closing {
@@ -251,7 +250,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Fails after an error of the device.
+    /// Fails if the pool is poisoned.
     pub(crate) fn check_not_poisoned(&self) -> Result<()> {
         let Some(reason) = &self.poisoned else { return Ok(()) };
         Err(Error::new(
@@ -262,7 +261,7 @@ impl Inner {
     }
 }
 
-/// What belongs to one thread.
+/// The state of one thread.
 pub(crate) struct Lane {
     pub(crate) disk: Rc<dyn Disk>,
     pub(crate) gather: RefCell<Gather>,
@@ -282,7 +281,7 @@ impl Pool {
         Self { core, lane: Rc::new(Lane { disk, gather: RefCell::new(Gather::default()) }) }
     }
 
-    /// What the handles of all threads share.
+    /// The core that the handles of all threads share.
     #[must_use]
     pub fn core(&self) -> Arc<Core> {
         Arc::clone(&self.core)

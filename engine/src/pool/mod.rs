@@ -1,10 +1,10 @@
-//! L5: the pool, by what one looks for.
+//! L5: the pool, by topic.
 //!
 //! ```text
 //!   data/        reads, writes, flushes, discards          core    an open pool and its lock
-//!   control/     formatting; volumes created, changed, deleted
-//!   checkpoint/  the durable state: sealed, written, published
-//!   recovery/    opening                                   types   what callers hand in and get
+//!   control/     format; create, change, delete volumes    types   requests and answers
+//!   checkpoint/  the durable state: seal, write, publish
+//!   recovery/    open and close
 //!   inspect/     check, scrub, dump, space, differences
 //! ```
 

@@ -1,5 +1,5 @@
-//! The inside of an open pool, for the crate `pando-sim` and for nothing else: what the oracles of
-//! campaigns and fuzz targets compare with their models. Built with the feature `testing`.
+//! The internals of an open pool, only for the crate `pando-sim`: oracles of campaigns and fuzz
+//! targets compare them with their models. Built with the feature `testing`.
 
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
@@ -11,18 +11,18 @@ pub use crate::pool::checkpoint::load::{catalogue, superblock, superblock_at};
 use crate::space::MissingTable;
 use crate::state::State;
 
-/// The state behind the lock, and figures beside it. Holds the lock as long as the closure runs that
-/// it is handed to.
+/// The state behind the lock, and figures about it. The lock is held while the closure runs that
+/// gets this.
 pub struct Inside<'a> {
     /// The state of the pool.
     pub state: &'a mut State,
-    /// Blocks that the catalogue takes.
+    /// Blocks of the last catalogue.
     pub catalogue_blocks: u64,
-    /// Roots and nodes that wait to give up their children.
+    /// Dropped roots and nodes whose children are not released yet.
     pub drops_pending: u64,
-    /// Free blocks that growth must leave, in blocks.
+    /// The growth reserve: blocks that growth must leave free.
     pub growth_reserve: u64,
-    /// Free blocks that every write must leave, in blocks.
+    /// The hard reserve: blocks that every write must leave free.
     pub hard_reserve: u64,
     /// Bytes appended to the journal since the pool was opened.
     pub journal_appended: u64,
@@ -44,15 +44,15 @@ impl<'a> Inside<'a> {
     }
 }
 
-/// Looks at a pool without keeping it open.
+/// Access to a pool that does not keep it open.
 #[derive(Clone)]
 pub struct Probe(Weak<Core>);
 
 impl Probe {
-    /// Looks at a pool that is open.
+    /// Calls `look` with the internals of the open pool.
     ///
     /// # Panics
-    /// When the pool was dropped, or its state is locked.
+    /// If the pool was dropped or its state is locked.
     pub fn look_unlocked<R>(&self, look: impl FnOnce(Inside<'_>) -> R) -> R {
         let core = self.0.upgrade().expect("an open pool");
         let mut inner = core.try_lock().expect("the state is not locked here");
@@ -67,12 +67,12 @@ impl Pool {
         Probe(Arc::downgrade(&self.core))
     }
 
-    /// Looks at the inside under the lock, or changes it.
+    /// Calls `look` with the internals, which it may change, under the lock.
     pub fn look<R>(&self, look: impl FnOnce(Inside<'_>) -> R) -> R {
         look(Inside::of(&mut self.core.lock()))
     }
 
-    /// As [`Self::look`], if no checkpoint is being written.
+    /// As [`Self::look`]; `None` while a checkpoint is being written.
     pub fn look_between_checkpoints<R>(&self, look: impl FnOnce(Inside<'_>) -> R) -> Option<R> {
         let _no_checkpoint = self.core.checkpointer.try_lock().ok()?;
         Some(self.look(look))
@@ -90,7 +90,7 @@ impl Pool {
         Rc::clone(self.disk())
     }
 
-    /// Brings the free blocks of a group into memory.
+    /// Loads the free blocks of a group.
     ///
     /// # Errors
     /// The device's.
@@ -98,7 +98,7 @@ impl Pool {
         self.load_group(group).await
     }
 
-    /// Brings a header or table page into memory.
+    /// Loads a group header or table page.
     ///
     /// # Errors
     /// The device's.

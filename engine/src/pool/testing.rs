@@ -1,4 +1,4 @@
-//! A pool on a simulated disk with a model beside it, for the tests of what walks a pool.
+//! A pool on a simulated disk with a model beside it, for tests of the operations that walk a pool.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -17,10 +17,10 @@ use crate::units::{BLOCK_BYTES, BLOCK_SIZE, VolumeId, to_u64, to_usize};
 /// LBAs of a volume in these tests.
 pub(super) const LBAS: u64 = 300;
 
-/// What a volume holds: for each LBA the number of the write that it comes from.
+/// Content of a volume: for each LBA the number of the write that it holds.
 pub(super) type Content = BTreeMap<u64, u64>;
 
-/// A pool and what it must hold.
+/// A pool and its expected content.
 pub(super) struct World {
     pub(super) pool: Pool,
     pub(super) volumes: BTreeMap<VolumeId, Content>,
@@ -40,7 +40,7 @@ pub(super) async fn format(sim: &SimDisk) {
     Pool::format(&disk, &options).await.unwrap();
 }
 
-/// Opens the pool, with small nodes so that maps are deep.
+/// Opens the pool with small nodes, so that maps are deep.
 pub(super) async fn open(sim: &SimDisk) -> Result<Pool> {
     let options = OpenOptions {
         cache_bytes: 4 << 20,
@@ -73,7 +73,7 @@ impl World {
         self.random.below(bound)
     }
 
-    /// A volume at random.
+    /// A random volume.
     pub(super) fn any(&mut self) -> Option<VolumeId> {
         let count = to_u64(self.volumes.len());
         let at = (count > 0).then(|| self.below(count))?;
@@ -153,7 +153,7 @@ impl World {
         }
     }
 
-    /// Waits until deleted maps have given everything back.
+    /// Makes checkpoints until deleted maps have freed all their blocks.
     pub(super) async fn settle(&self) {
         self.pool.checkpoint().await.unwrap();
         while self.pool.status().deletions_pending > 0 {
@@ -161,7 +161,7 @@ impl World {
         }
     }
 
-    /// Data blocks of a volume that no other volume has.
+    /// Number of data blocks that only this volume maps.
     pub(super) fn exclusive(&self, id: VolumeId) -> u64 {
         let pairs = |content: &Content| -> BTreeSet<(u64, u64)> {
             content.iter().map(|(lba, stamp)| (*stamp, *lba)).collect()
@@ -181,13 +181,13 @@ impl World {
         Durable::load(self.pool.disk(), superblock).await.unwrap()
     }
 
-    /// Free blocks as the last checkpoint counts them.
+    /// Number of free blocks in the last checkpoint.
     pub(super) async fn free(&self) -> u64 {
         self.durable().await.found.catalogue.groups.iter().map(|g| u64::from(g.free)).sum()
     }
 }
 
-/// The checkpoint of an image that no pool has open.
+/// The checkpoint of an image while no pool is open.
 pub(super) async fn durable_of(disk: &Rc<dyn Disk>) -> Durable {
     let superblock = load::superblock(disk).await.unwrap();
     Durable::load(disk, superblock).await.unwrap()

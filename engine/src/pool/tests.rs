@@ -64,7 +64,7 @@ async fn read(pool: &Pool, id: VolumeId, offset: u64, len: u32) -> Vec<u8> {
     pool.device(id).unwrap().read(offset, len).await.unwrap().bytes().to_vec()
 }
 
-/// An answer is a line of bounded length, whatever was asked for.
+/// An error is one line of bounded length, whatever name the request contains.
 #[test]
 fn what_is_no_name_is_not_repeated() {
     let sim = SimDisk::new(1, 4096, SimOptions::default());
@@ -109,7 +109,7 @@ fn write_clone_overwrite_reopen() {
         (a, b)
     });
     let (a, b) = ids.unwrap();
-    // The power fails; everything was flushed.
+    // A power failure; everything was flushed.
     let image = sim.image_after_cut(crate::disk::sim::CutPlan::KeepNone);
     let sim = SimDisk::from_image(image, 2, SimOptions::default());
     sim.run(async {
@@ -183,7 +183,7 @@ fn io_limits_are_kept() {
         assert_eq!(a.io_limits, limits);
         let b = pool.create(volume("b", Source::Volume(a.id))).await.unwrap();
         assert_eq!(b.io_limits, IoLimits::default(), "a clone has limits of its own");
-        // What was created comes back from the catalogue, what was modified from the journal.
+        // Creation comes back from the catalogue, the modification from the journal.
         pool.close().await.unwrap();
         let pool = open(&sim).await.unwrap();
         assert_eq!(pool.get(a.id).unwrap().io_limits, limits);
@@ -271,7 +271,7 @@ fn nodes_that_are_not_written_do_not_fill_the_cache() {
             }
         };
         let most = futures_util::future::join_all((0..1600).map(writer)).await.into_iter().max();
-        // What one record may add, its 32 runs with a leaf each and some nodes above them.
+        // One record may add 32 runs with a leaf each, and some nodes above them.
         assert!(most <= Some(capacity + 100), "{most:?} of {capacity}");
     })
     .unwrap();
@@ -286,7 +286,7 @@ fn deletions_that_wait_have_a_bound() {
         Pool::format(&disk, &options).await.unwrap();
         let options = OpenOptions { cache_bytes: 64 << 20, ..OpenOptions::default() };
         let pool = Pool::open(disk, |len| sim.map_ring(len), options).await.unwrap();
-        // The test makes the checkpoints.
+        // No background task: the test makes the checkpoints.
         let mut ids = Vec::new();
         for group in 0..32 {
             let of = (0..64).map(|n| volume(&format!("v{group}-{n}"), Source::Empty)).collect();
