@@ -1,4 +1,4 @@
-//! Damage to a pool at rest: opening and reading it gives correct data or an error that names the
+//! Damage to a pool at rest: opening and reading it returns correct data or an error that names the
 //! structure and its place; never wrong data, never a panic.
 
 use std::collections::BTreeMap;
@@ -18,12 +18,12 @@ const BLOCKS: u64 = 4096;
 
 type Volumes = BTreeMap<VolumeId, Content>;
 
-/// What came of reading all volumes.
+/// Result of reading all volumes.
 #[derive(Default)]
 struct Outcome {
-    /// Blocks that were read and are what they must be.
+    /// Blocks with the expected content.
     right: u64,
-    /// Errors, the same one once.
+    /// Errors without repetition.
     errors: std::collections::BTreeSet<String>,
     /// Blocks that differ from the model.
     wrong: Vec<(VolumeId, u64)>,
@@ -58,7 +58,7 @@ async fn read_all(pool: &Pool, volumes: &Volumes) -> Outcome {
     outcome
 }
 
-/// Opens the image and reads everything.
+/// Opens the image and reads all volumes.
 fn open_and_read(image: &SimImage, volumes: &Volumes) -> Result<Outcome> {
     let sim = SimDisk::from_image(image.clone(), 1, SimOptions::default());
     let outcome = sim.run(async {
@@ -68,8 +68,8 @@ fn open_and_read(image: &SimImage, volumes: &Volumes) -> Result<Outcome> {
     outcome.unwrap()
 }
 
-/// The error, or the first of them, that an image with this damage gives; data that is read is
-/// right.
+/// The error, or the first of them, that an image with this damage causes. All data read must be
+/// correct.
 fn error_of(image: &SimImage, volumes: &Volumes) -> String {
     match open_and_read(image, volumes) {
         Err(error) => {
@@ -89,7 +89,7 @@ fn flipped(image: &SimImage, block: BlockNo) -> SimImage {
     image
 }
 
-/// Where the structures of an image are.
+/// Places of the structures of an image.
 struct Places {
     geometry: Geometry,
     catalogue: Vec<BlockNo>,
@@ -199,7 +199,7 @@ fn tables() {
     }
     for (id, block) in places.sums.into_iter().chain(places.refs) {
         let error = error_of(&flipped(&image, block), &volumes);
-        // Counts are looked at when they change.
+        // Counts are read only when they change.
         let silent = error.is_empty() && id.table == Table::Refs;
         assert!(silent || error.contains(&format!("{id}: checksum does not match")), "{error}");
         met += u32::from(!silent);
@@ -207,8 +207,8 @@ fn tables() {
     assert!(met > 1);
 }
 
-/// An image with flushed records behind the last checkpoint, each in a block of its own; where
-/// the first is, and its number.
+/// An image with flushed records after the last checkpoint, each in a block of its own; the block
+/// and the number of the first record.
 fn with_records() -> (SimImage, Volumes, BlockNo, u64) {
     let sim = SimDisk::new(4, BLOCKS, SimOptions::default());
     let volumes = sim.run(async {
@@ -238,7 +238,7 @@ fn a_flushed_record_is_not_lost_in_silence() {
     let (image, volumes, start, first) = with_records();
     let outcome = open_and_read(&image, &volumes).unwrap();
     assert!(outcome.wrong.is_empty() && outcome.errors.is_empty());
-    // Each flush begins a new block. That the last record was flushed nobody has written down.
+    // Each flush starts a new block. No later record confirms that the last one was flushed.
     for record in 0..6 {
         let mut bad = image.clone();
         bad.blocks_mut().flip_bit(start.plus(record), 300);
@@ -248,7 +248,7 @@ fn a_flushed_record_is_not_lost_in_silence() {
     }
 }
 
-/// Damages a few blocks that were written once, at most one of them a superblock.
+/// Damages a few blocks that were written, at most one superblock.
 fn damage(image: &mut Image, geometry: &Geometry, random: &mut Rng) {
     let written: Vec<BlockNo> = image.written().collect();
     let is_super = |block: BlockNo| block.get() < 2 || block.get() >= geometry.pool_blocks - 2;
@@ -302,12 +302,12 @@ fn random_damage_gives_correct_data_or_an_error() {
     assert!(damaged > 20 && refused > 0, "the damage was met: {damaged} {refused}");
 }
 
-/// Changes bytes of a metadata block and makes its checksum right.
+/// Changes bytes of a metadata block and fixes its checksum.
 fn forge(image: &mut Image, geometry: &Geometry, block: BlockNo, random: &mut Rng) {
     let mut bytes = *image.block(block);
     let is_super = block.get() < 2 || block.get() >= geometry.pool_blocks - 2;
     for _ in 0..1 + random.below(3) {
-        // Most of what counts lies at the start.
+        // Most of the significant fields are near the start.
         let within = [128, 600, 4096][to_usize(random.below(3))];
         let at = to_usize(random.below(within));
         bytes[at] = match random.below(4) {
@@ -337,8 +337,8 @@ async fn set_all_aside(pool: &Pool) {
     }
 }
 
-/// Counts that are too low have given up a node that a map still names. It can be read until its
-/// block is set aside for another.
+/// Counts that are too low have dropped a node that a map still names. The node stays readable
+/// until its block is set aside for another node.
 #[test]
 fn a_node_in_a_free_block_is_refused() {
     let sim = SimDisk::new(4, BLOCKS, SimOptions::default());
@@ -361,7 +361,7 @@ fn a_node_in_a_free_block_is_refused() {
     .unwrap();
 }
 
-/// Uses a pool in every way, whatever comes of it.
+/// Uses a pool in every way; errors are allowed.
 async fn use_all(sim: &SimDisk, volumes: &Volumes) {
     let disk = sim.disk();
     drop(check_offline(&disk, &|_, _| ()).await);

@@ -1,6 +1,6 @@
-//! The structures of a pool, for reports of bugs: superblocks, catalogue, groups, every node with
-//! its entries, deletions under way, records. As text for people or as JSON. It goes on after damage
-//! and shows where it is. Names and labels are part of it, data is not.
+//! The structures of a pool, for bug reports: superblocks, catalogue, groups, every node with its
+//! entries, deletions in progress, records. The output is text or JSON. The dump continues after
+//! damage and shows where it is. It contains names and labels, but no data.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -25,13 +25,14 @@ use crate::pool::inspect::durable::Durable;
 use crate::space::KeyHasher;
 use crate::units::{BlockNo, Lba, Seqno, VolumeId, to_u64};
 
-/// How a dump is written.
+/// Output format of a dump.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DumpForm {
-    /// Lines for people, indented.
+    /// Indented lines of text.
     #[default]
     Text,
-    /// A JSON array of objects, one a line: `what` names the structure, `depth` how far it is below.
+    /// A JSON array with one object per line. `what` is the kind of structure, `depth` its depth of
+    /// nesting.
     Json,
 }
 
@@ -72,7 +73,7 @@ enum Item<'a> {
         lba: Lba,
         mapped: u64,
         own: u64,
-        /// Another map shares it: what is below it has been written.
+        /// Whether another map shares the node, so that its subtree was written before.
         written_above: bool,
     },
     Extent {
@@ -88,7 +89,7 @@ enum Item<'a> {
         durable: Seqno,
         record: &'a Record,
     },
-    /// What cannot be read, or is wrong.
+    /// A structure that is unreadable or wrong.
     Damage {
         message: String,
     },
@@ -135,11 +136,12 @@ impl fmt::Display for Item<'_> {
 }
 
 impl Pool {
-    /// Writes the structures of the last checkpoint, and the journal behind it. Holds
-    /// further checkpoints back meanwhile: writers go on until the journal is full.
+    /// Writes the structures of the last checkpoint, and the journal after it. Delays further
+    /// checkpoints meanwhile: writers are not blocked until the journal is full.
     ///
     /// # Errors
-    /// Those of `out`, `Shutdown` when the pool is closed meanwhile. What cannot be read on the disk is part of the text.
+    /// Those of `out`; `Shutdown` if the pool is closed meanwhile. Read errors of the disk become
+    /// part of the dump.
     pub async fn dump(&self, form: DumpForm, out: &mut dyn Write) -> Result<()> {
         let checkpointer = self.core.checkpointer.lock().await;
         let going_on = || self.core.check_walking();
@@ -151,7 +153,7 @@ impl Pool {
 /// Writes the structures of a pool that is not open.
 ///
 /// # Errors
-/// Those of `out`, or that there is no whole superblock.
+/// Those of `out`, or those of a missing superblock.
 pub async fn dump_offline(disk: &Rc<dyn Disk>, form: DumpForm, out: &mut dyn Write) -> Result<()> {
     let superblock = load::superblock(disk).await?;
     dump(disk, &superblock, Target { form, out, going_on: &|| Ok(()) }).await
@@ -177,18 +179,18 @@ async fn dump(disk: &Rc<dyn Disk>, superblock: &Superblock, target: Target<'_>) 
     dump.end()
 }
 
-/// Where a dump goes.
+/// Output of a dump.
 struct Target<'a> {
     form: DumpForm,
     out: &'a mut dyn Write,
-    /// Asked before each node; its error ends the dump.
+    /// Called before each node; its error ends the dump.
     going_on: &'a dyn Fn() -> Result<()>,
 }
 
 struct Dump<'a> {
     target: Target<'a>,
     items: u64,
-    /// Nodes that several maps share are written once.
+    /// Nodes written so far: a node that several maps share is written once.
     printed: HashSet<u64, BuildHasherDefault<KeyHasher>>,
 }
 
@@ -280,7 +282,7 @@ impl Dump<'_> {
         Ok(())
     }
 
-    /// Writes a node and everything below it, in order.
+    /// Writes a node and its subtree, in order.
     async fn tree(
         &mut self,
         durable: &Durable,
@@ -309,7 +311,7 @@ impl Dump<'_> {
         Ok(())
     }
 
-    /// Writes what is wrong with a node, and its extents; returns its pointers.
+    /// Writes the damage of a node, and its extents; returns its pointers.
     async fn node(
         &mut self,
         durable: &Durable,

@@ -1,9 +1,9 @@
-//! The pool as its last checkpoint left it on the disk: what the checker, the scrubber's and the
-//! space report's walks, and the dump look at. Everything comes from the disk, through a small
-//! cache of table pages; nothing here knows whether the pool is open.
+//! The pool as its last checkpoint left it on the disk, for the checker, the walk of the space
+//! report, and the dump. Everything is read from the disk, through a small cache of table pages;
+//! this code does not depend on whether the pool is open.
 //!
-//! Of an open pool, whoever holds the lock of its checkpoints may walk this view while writers go
-//! on: no block that the last checkpoint reaches is written before the next one is durable.
+//! On an open pool, hold the checkpointer's lock while using this view. Writers need not stop: no
+//! block that the last checkpoint reaches is written before the next one is durable.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -22,9 +22,9 @@ use crate::runtime::Buf;
 use crate::space::{MissingTable, Tables};
 use crate::units::{BlockNo, to_usize};
 
-/// Table pages kept: 1 MiB.
+/// Table pages in the cache: 1 MiB.
 const PAGES: usize = 256;
-/// Nodes read at the same time.
+/// Nodes read concurrently.
 pub(in crate::pool) const PARALLEL: usize = 32;
 
 /// A checkpoint on the disk.
@@ -36,26 +36,26 @@ pub(in crate::pool) struct Durable {
 }
 
 impl Durable {
-    /// The checkpoint of a superblock and its catalogue, which has one entry for each group.
+    /// The checkpoint of a superblock with its catalogue, which must have one entry per group.
     pub(in crate::pool) fn new(disk: &Rc<dyn Disk>, superblock: Superblock, found: Found) -> Self {
         let groups = found.catalogue.groups.clone();
         let tables = Tables::new(superblock.geometry, superblock.uuid, groups, PAGES);
         Self { disk: Rc::clone(disk), superblock, found, tables: RefCell::new(tables) }
     }
 
-    /// The checkpoint of a superblock.
+    /// Loads the checkpoint of a superblock.
     ///
     /// # Errors
-    /// `Corrupt` when the catalogue is damaged, the device's.
+    /// `Corrupt` if the catalogue is damaged, or the device's.
     pub(in crate::pool) async fn load(disk: &Rc<dyn Disk>, superblock: Superblock) -> Result<Self> {
         let found = load::catalogue(disk, &superblock).await?;
         Ok(Self::new(disk, superblock, found))
     }
 
-    /// A page of a table; `None` for one that was never written.
+    /// A table page; `None` for one that was never written.
     ///
     /// # Errors
-    /// `Corrupt`, naming the page, or the device's.
+    /// `Corrupt`, with the page, or the device's.
     pub(in crate::pool) async fn page(&self, id: PageId) -> Result<Option<Arc<TablePage>>> {
         loop {
             let missing = match self.tables.borrow_mut().page(id) {
@@ -69,7 +69,7 @@ impl Durable {
     /// The header of a group.
     ///
     /// # Errors
-    /// `Corrupt`, naming the group, or the device's.
+    /// `Corrupt`, with the group, or the device's.
     pub(in crate::pool) async fn header(&self, group: u32) -> Result<Arc<GroupHeader>> {
         loop {
             let missing = match self.tables.borrow_mut().header(group) {
@@ -87,7 +87,7 @@ impl Durable {
         installed.map_err(|error| error.context(place))
     }
 
-    /// The entries of `count` consecutive blocks of one group in a table.
+    /// The entries of a table for `count` consecutive blocks of one group.
     ///
     /// # Errors
     /// As [`Self::page`].
@@ -111,7 +111,7 @@ impl Durable {
         Ok(entries)
     }
 
-    /// Reads blocks in parallel; each answers for itself.
+    /// Reads blocks in parallel; each has its own result.
     pub(in crate::pool) async fn read_all(
         &self,
         places: impl Iterator<Item = BlockNo>,
@@ -119,10 +119,10 @@ impl Durable {
         join_all(places.map(|place| read_block(&self.disk, place))).await
     }
 
-    /// The node in `bytes`, verified against the pointer that led to it.
+    /// Decodes the node in `bytes` and verifies it against the pointer to it.
     ///
     /// # Errors
-    /// `Corrupt`, naming the node.
+    /// `Corrupt`, with the node.
     pub(in crate::pool) fn verify<'a>(
         &self,
         bytes: &'a [u8],

@@ -1,5 +1,5 @@
-//! Inspection of a pool: check, scrub, dump, exact space, differences of volumes. Each reads what
-//! the last checkpoint made durable (`durable`), or walks a live map (`walk`).
+//! Inspection of a pool: check, scrub, dump, exact space, differences between volumes. Each reads
+//! what the last checkpoint made durable (`durable`), or walks a live map (`walk`).
 
 pub(in crate::pool) mod check;
 #[cfg(test)]

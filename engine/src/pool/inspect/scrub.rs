@@ -1,9 +1,9 @@
-//! The scrub: reads every block that the last checkpoint counts and verifies its checksum, piece
-//! by piece, at the pace of the caller (K15 of the checker).
+//! The scrub: reads every block that the last checkpoint counts and verifies its checksum, in steps
+//! at the pace of the caller (K15 of the checker).
 //!
-//! Each table page is looked up under a pin: a block that is in use then stays as it is until the
-//! pin is gone, whatever is freed meanwhile, and so does its checksum. So a mismatch is damage,
-//! never a block that somebody has freed and written anew.
+//! Each table page is looked up under a pin. A block in use, and its checksum, then stay unchanged
+//! until the pin is dropped, even if the block is freed meanwhile. So a mismatch is damage, never a
+//! block that was freed and reused.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,30 +20,30 @@ use crate::runtime::Buf;
 use crate::space::Run;
 use crate::units::{BlockNo, to_u32, to_usize};
 
-/// Table pages looked at in one step: nothing may be in use for a long way.
+/// Maximum of table pages per step, since long ranges may hold no block in use.
 const PAGES_MAX: usize = 256;
-/// Blocks in one read.
+/// Blocks per read.
 const READ_BLOCKS: u64 = 64;
-/// Reads at the same time.
+/// Reads under way concurrently.
 const PARALLEL: usize = 8;
 
-/// A block that cannot be read or does not match its checksum.
+/// A block that is unreadable or failed checksum verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScrubError {
     /// Block number in the pool.
     pub block: u64,
-    /// What it is and what is wrong with it.
+    /// The kind of block, and the damage.
     pub what: String,
 }
 
-/// What one step of the scrub did.
+/// Result of one step of the scrub.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScrubStep {
-    /// Where the next step begins; `None`: the whole pool was looked at.
+    /// Where the next step continues; `None` at the end of the pool.
     pub next_block: Option<u64>,
     /// Blocks read.
     pub blocks: u64,
-    /// Damage found.
+    /// The damage found.
     pub errors: Vec<ScrubError>,
 }
 
@@ -57,11 +57,11 @@ impl ScrubStep {
 }
 
 impl Pool {
-    /// Verifies up to `max_blocks` blocks in use from `from_block` on; a scrub begins at block 0
-    /// and goes on at `next_block` until there is none. A step may verify fewer blocks.
+    /// Verifies up to `max_blocks` blocks in use from `from_block` on. A scrub starts at block 0
+    /// and continues at `next_block` until that is `None`. A step may verify fewer blocks.
     ///
     /// # Errors
-    /// None: what cannot be read is reported in the step.
+    /// Never: read errors are reported in the step.
     pub async fn scrub(&self, from_block: u64, max_blocks: u64) -> Result<ScrubStep> {
         let mut step = ScrubStep { next_block: Some(from_block), ..ScrubStep::default() };
         let max = max_blocks.max(1);
@@ -76,7 +76,8 @@ impl Pool {
         Ok(step)
     }
 
-    /// Verifies up to `max` blocks of one table page from `at` on; returns where to go on.
+    /// Verifies up to `max` blocks of one table page from `at` on; returns the block to continue
+    /// at.
     async fn scrub_page(
         &self,
         geometry: &Geometry,
@@ -140,7 +141,7 @@ impl Pool {
         }
     }
 
-    /// Blocks that could not be read at once, one by one, so that the error tells which.
+    /// Reads blocks of a failed read one by one, so that the error names the right one.
     async fn scrub_singly(
         &self,
         blocks: impl Iterator<Item = BlockNo>,
@@ -169,8 +170,8 @@ impl Pool {
     }
 }
 
-/// Up to `max` used entries of a page as runs of at most [`READ_BLOCKS`], `at` being the block of
-/// the first; and the entry to go on with.
+/// Up to `max` used entries of a page as runs of at most [`READ_BLOCKS`], and the entry to continue
+/// at. `at` is the block of the first entry.
 fn used_runs(
     at: BlockNo,
     entries: Range<u64>,
@@ -200,7 +201,7 @@ fn buf_for(run: &Run) -> Buf {
     Buf::new(to_usize(run.len))
 }
 
-/// The first block for nodes or data at or behind `at`.
+/// The first block at or after `at` that can hold nodes or data.
 fn usable_from(geometry: &Geometry, at: BlockNo) -> Option<BlockNo> {
     if geometry.locate(at).is_some() {
         return Some(at);

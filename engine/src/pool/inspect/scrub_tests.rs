@@ -1,5 +1,5 @@
-//! The scrub reads everything in use, finds every flipped bit and nothing else; the dump says
-//! what is there, whatever is damaged.
+//! The scrub reads every block in use, and reports every flipped bit and nothing else. The dump
+//! shows all structures, whatever is damaged.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,8 @@ use crate::pool::testing::{World, durable_of, image, open};
 use crate::pool::{DumpForm, dump_offline};
 use crate::units::{BlockNo, to_u32, to_usize};
 
-/// Scrubs the whole pool in steps of `max` blocks; blocks read, and the damaged ones.
+/// Scrubs the whole pool in steps of `max` blocks. Returns the number of blocks read, and the
+/// damaged ones.
 async fn scrub(pool: &crate::pool::Pool, max: u64) -> (u64, BTreeSet<u64>) {
     let (mut blocks, mut damaged, mut next) = (0, BTreeSet::new(), Some(0));
     while let Some(from) = next {
@@ -23,7 +24,7 @@ async fn scrub(pool: &crate::pool::Pool, max: u64) -> (u64, BTreeSet<u64>) {
     (blocks, damaged)
 }
 
-/// Blocks in use in an image that no pool has open, with their types.
+/// Blocks in use in an image, with their types, while no pool is open.
 async fn in_use(sim: &SimDisk) -> Vec<(BlockNo, BlockType)> {
     let durable = durable_of(&sim.disk()).await;
     let geometry = durable.superblock.geometry;
@@ -45,8 +46,8 @@ fn every_flipped_bit_is_found() {
         let (mut image, _) = image(seed, 4096, 250);
         let sim = SimDisk::from_image(image.clone(), seed, SimOptions::default());
         let used = sim.run(in_use(&sim)).unwrap();
-        // Opening reads the catalogue and writes a new one; the walk of a map would stop at a
-        // node. Data is what the scrub alone finds.
+        // Only data: opening reads the catalogue and writes a new one, and a damaged node would
+        // stop the walk of its map.
         let data: Vec<_> =
             used.iter().filter(|(_, kind)| *kind == BlockType::Data).map(|(b, _)| *b).collect();
         let mut random = Rng::new(seed);

@@ -1,10 +1,10 @@
-//! The exact space of one volume, by a walk of the part of its map that nobody shares.
+//! The exact space of one volume, from a walk of the part of its map that no other volume shares.
 //!
 //! ```text
-//!      root, count 1        exclusive: go on below
+//!      root, count 1        exclusive: continue below
 //!       /        \
-//!   count 1    count 2      shared, and so is everything below, whatever its own count says:
-//!    /    \      |          a block below a shared node is counted once, by that node
+//!   count 1    count 2      shared, like everything below it, whatever the counts there are:
+//!    /    \      |          a block below a shared node is referenced once, by that node
 //!   1 1 2 1    1 1 1
 //! ```
 
@@ -19,12 +19,12 @@ use crate::pool::types::SpaceReport;
 use crate::units::{BLOCK_BYTES, BlockNo, VolumeId, to_u64};
 
 impl Pool {
-    /// Exact space of a volume. Writes a checkpoint first, and holds further ones back while it
-    /// walks: writers go on until the journal is full. A deleted map whose space is still on its
-    /// way back counts like another volume.
+    /// Exact space of a volume. Writes a checkpoint first and delays further ones during the walk:
+    /// writers are not blocked until the journal is full. A deleted map whose blocks are not freed
+    /// yet counts like another volume.
     ///
     /// # Errors
-    /// `NotFound`, damage met, or the pool's.
+    /// `NotFound`, damage that was found, or the pool's.
     pub async fn space(&self, id: VolumeId) -> Result<SpaceReport> {
         let not_found = || Error::new(ErrorKind::NotFound, format!("no {id}"));
         self.core.lock().state.volume(id).ok_or_else(not_found)?;
@@ -53,15 +53,14 @@ impl Pool {
 
 struct Walk<'a> {
     durable: &'a Durable,
-    /// Nodes of this volume alone that are still to be read: at most a few batches of children
-    /// for each level.
+    /// Exclusive nodes still to be read: at most a few batches of children per level.
     stack: Vec<NodeRef>,
     data: u64,
     nodes: u64,
 }
 
 impl Walk<'_> {
-    /// Reads some nodes and looks at what they refer to.
+    /// Reads a batch of nodes and counts what they refer to.
     async fn step(&mut self) -> Result<()> {
         let some = self.stack.split_off(self.stack.len().saturating_sub(PARALLEL));
         self.nodes += to_u64(some.len());
@@ -81,7 +80,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Takes a node on the stack, unless it is shared.
+    /// Pushes a node on the stack, unless it is shared.
     async fn push(&mut self, node: NodeRef) -> Result<()> {
         if self.count_single(node.block, 1).await? == 1 {
             self.stack.push(node);
@@ -89,7 +88,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Of `len` blocks, those with one reference.
+    /// Number of the `len` blocks that have exactly one reference.
     async fn count_single(&self, block: BlockNo, len: u64) -> Result<u64> {
         if !self.durable.superblock.geometry.holds_run(block, len) {
             return Err(Error::corrupt(format!("{len} blocks at {block} are out of bounds")));

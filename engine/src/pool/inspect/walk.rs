@@ -1,4 +1,4 @@
-//! What the maps say: the mapped runs of a volume, and where two volumes differ.
+//! Walks of live maps: the mapped runs of a volume, and the differences between two volumes.
 
 use crate::device::MappedRun;
 use crate::error::{Error, ErrorKind, Result};
@@ -9,9 +9,9 @@ use crate::pool::types::ChangedRun;
 use crate::state::{Need, Volume};
 use crate::units::{BLOCK_BYTES, Lba, VolumeId, blocks_for};
 
-/// Extents looked up at once.
+/// Extents per look-up.
 const EXTENTS: usize = 1024;
-/// Runs in one answer about changes.
+/// Maximum of changed runs per call.
 const CHANGED_MAX: usize = 1 << 16;
 
 impl Inner {
@@ -22,7 +22,8 @@ impl Inner {
 }
 
 impl Pool {
-    /// Extents of a volume in `[from, end)`, clipped, and how far they reach: at least one step.
+    /// Extents of a volume in `[from, end)`, clipped, and the LBA up to which they were looked up:
+    /// at least one step on.
     pub(crate) async fn extents(
         &self,
         volume: VolumeId,
@@ -69,12 +70,14 @@ impl Pool {
         Ok(runs.runs)
     }
 
-    /// Where `new` differs from `old` from byte `offset` on, in order, at most `max_runs` runs
-    /// (and 65536), cut to the size of `new`; without `old`, what `new` maps. Also says where to
-    /// go on, if there is more. The work is proportional to the difference. Each volume is looked
+    /// Runs in which `new` differs from `old`, from byte `offset` on, in order, at most `max_runs`
+    /// (and 65536), clipped to the size of `new`. Without `old`: the runs that `new` maps. Also
+    /// returns the offset to continue at, if there is more. The work is proportional to the
+    /// difference. The volumes are read in their current state, so compare snapshots to get a
+    /// consistent result.
     /// at as it is at that moment: compare snapshots for one instant.
     ///
-    /// # Errors
+    /// `NotFound`, or damage that was found.
     /// `NotFound`, or damage met.
     pub async fn changed(
         &self,
@@ -91,7 +94,7 @@ impl Pool {
         while at < end {
             let next = self.changed_step(old, new, at..end, max, &mut runs).await?;
             if next == at {
-                break; // No room for the run that begins here.
+                break; // `runs` has no room for the next run.
             }
             at = next;
         }
@@ -105,7 +108,7 @@ impl Pool {
         Ok((runs.iter().filter_map(clip).collect(), next))
     }
 
-    /// Adds to `runs` what one call of [`map::diff`] finds; returns where to go on.
+    /// Adds the result of one call of [`map::diff`] to `runs`; returns the LBA to continue at.
     async fn changed_step(
         &self,
         old: Option<VolumeId>,
@@ -134,7 +137,7 @@ impl Pool {
     }
 }
 
-/// Runs put together from pieces: neighbours of one kind become one.
+/// Builds runs from pieces: adjacent pieces of the same kind are merged.
 struct Runs {
     runs: Vec<MappedRun>,
     at: u64,
@@ -143,7 +146,7 @@ struct Runs {
 }
 
 impl Runs {
-    /// Everything from where the last run ended up to `to` is of one kind.
+    /// Appends a piece of one kind from the end of the last run up to `to`.
     fn push(&mut self, to: u64, mapped: bool) {
         let to = to.min(self.end);
         if to <= self.at {
@@ -154,7 +157,7 @@ impl Runs {
         match self.runs.last_mut() {
             Some(last) if last.mapped == mapped => last.len += len,
             _ if full => {
-                self.end = self.at; // What comes later does not follow on the last run.
+                self.end = self.at; // Later pieces would not be adjacent to the last run.
                 return;
             }
             _ => self.runs.push(MappedRun { offset: self.at, len, mapped }),
@@ -162,7 +165,7 @@ impl Runs {
         self.at = to;
     }
 
-    /// As many runs as were asked for: the caller goes on behind the last.
+    /// Whether there are as many runs as requested: the caller continues after the last.
     fn is_full(&self) -> bool {
         self.runs.len() == self.max
     }

@@ -1,4 +1,4 @@
-//! What walks the maps says the same as the model.
+//! Walks of maps agree with the model.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::error::ErrorKind;
 use crate::pool::testing::{LBAS, World};
 use crate::units::{BLOCK_BYTES, VolumeId};
 
-/// Bytes of each LBA of a volume that changed, by LBA, in calls of `max` runs.
+/// The changed bytes per LBA of a volume, collected in calls of at most `max` runs.
 async fn changed(
     world: &World,
     old: Option<VolumeId>,
