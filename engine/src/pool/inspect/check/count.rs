@@ -1,6 +1,6 @@
-//! References counted anew. One byte for each block of a window of the pool, in pages that come
-//! into being with the first reference into them: 256 MiB for 1 TiB in use. A larger pool is
-//! counted window by window, each by a walk of its own.
+//! The recount of references: one byte per block of a window of the pool. Pages of counts are
+//! allocated with the first reference into them: 256 MiB for 1 TiB in use. A larger pool is counted
+//! in several windows, each with a walk of its own.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasherDefault;
@@ -11,45 +11,45 @@ use crate::format::group::BlockType;
 use crate::space::KeyHasher;
 use crate::units::{BlockNo, to_u64, to_usize};
 
-/// Pages of counts in a window, at most.
+/// Maximum of count pages per window.
 pub(super) const WINDOW_PAGES: u64 = 1 << 18;
 const ENTRIES: usize = to_usize(PAGE_ENTRIES);
-/// Low bits of an entry: the count. The type is above.
+/// The low bits of an entry are the count, the high bits the type.
 const LOW: u8 = 63;
 
 type Page = [u8; ENTRIES];
 type ByNumber<V> = HashMap<u64, V, BuildHasherDefault<KeyHasher>>;
 
-/// What the references say about a block.
+/// References found to a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Counted {
     pub(super) kind: BlockType,
     pub(super) count: u64,
 }
 
-/// How a new reference fits to those before.
+/// How a new reference relates to the earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Added {
-    /// The first one.
+    /// It is the first one.
     First,
-    /// One more.
+    /// There were others of the same type.
     Again,
-    /// Others use the block as this; the reference is not counted.
+    /// The block is used as this other type; the reference is not counted.
     Otherwise(BlockType),
-    /// The block lies in another window.
+    /// The block is in another window.
     Elsewhere,
 }
 
-/// Counts for the blocks of some groups.
+/// Counts for the blocks of a range of groups.
 pub(super) struct Recount {
     geometry: Geometry,
     groups: Range<u64>,
     pages: ByNumber<Box<Page>>,
-    /// What does not fit into the low bits.
+    /// Counts that do not fit into the low bits.
     large: BTreeMap<BlockNo, u64>,
 }
 
-/// The groups to count in each pass.
+/// Divides the groups into windows, one per pass.
 pub(super) fn windows(geometry: &Geometry, pages: u64) -> Vec<Range<u64>> {
     let (groups, step) = (geometry.groups(), (pages / geometry.group_pages).max(1));
     let starts = (0..groups).step_by(to_usize(step));
@@ -86,7 +86,7 @@ impl Recount {
         Added::Again
     }
 
-    /// What was counted for a block of the window.
+    /// The references counted to a block of the window.
     pub(super) fn of(&self, block: BlockNo) -> Counted {
         let place = self.place(block);
         let entry = place.and_then(|(page, at)| Some(self.pages.get(&page)?[at])).unwrap_or(0);
@@ -95,7 +95,7 @@ impl Recount {
         Counted { kind: type_of(entry), count }
     }
 
-    /// Whether anything was counted in a table page of a group.
+    /// Whether a table page of a group has any references.
     pub(super) fn has_page(&self, group: u64, page: u64) -> bool {
         self.pages.contains_key(&(group * self.geometry.group_pages + page))
     }
@@ -125,16 +125,16 @@ fn type_of(entry: u8) -> BlockType {
     }
 }
 
-/// Fingerprint of a pointer that says too little for one; agrees with any.
+/// Fingerprint of a pointer that contains too little for one; agrees with any.
 pub(super) const UNKNOWN: u32 = 0;
 
-/// Nodes that were met, with a fingerprint of the pointer that led to each: about 24 bytes for
-/// 4 KiB of metadata.
+/// Visited nodes, with the fingerprint of the first pointer to each: about 24 bytes per 4 KiB of
+/// metadata.
 #[derive(Default)]
 pub(super) struct Visited(ByNumber<u32>);
 
 impl Visited {
-    /// Notes a node; `Some(agrees)` when it was met before.
+    /// Adds a node. If it was visited before, returns whether the fingerprints agree.
     pub(super) fn meet(&mut self, block: BlockNo, fingerprint: u32) -> Option<bool> {
         use std::collections::hash_map::Entry;
         match self.0.entry(block.get()) {

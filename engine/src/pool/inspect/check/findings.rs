@@ -1,15 +1,16 @@
-//! What the checker found: numbered kinds, and a bounded list. `docs/OPERATIONS.md` has the table
-//! of kinds, which a test compares with this one.
+//! Findings of the checker: numbered kinds and a bounded list. `docs/OPERATIONS.md` has the table
+//! of kinds; a test compares it with this code.
 
-/// Findings that are listed; more are only counted.
+/// Findings that are listed; further ones are only counted.
 pub const FINDINGS_MAX: usize = 1000;
 
-/// What becomes of a pool with such damage when it is opened.
+/// What opening does with a pool that has such damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// It opens. What meets the damage gets an error; the rest is served.
+    /// It opens. Operations that meet the damage fail; all others work.
     Detect,
-    /// It does not open: what is damaged is needed for everything, or acknowledged changes are lost.
+    /// It does not open: everything depends on the damaged structure, or acknowledged changes are
+    /// lost.
     Refuse,
 }
 
@@ -24,32 +25,32 @@ impl Policy {
     }
 }
 
-/// What sort of damage it is. The numbers are stable: programs match on them.
+/// Kind of damage. The numbers are stable, because programs match on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FindingKind {
     /// K1: a block that should hold a node does not hold a whole node of this pool.
     Node,
-    /// K2: a node was born at another time than a pointer to it says.
+    /// K2: the birth of a node differs from that in a pointer to it.
     Birth,
-    /// K3: a node's level, order, bounds or number of entries do not fit into its tree.
+    /// K3: level, order, bounds or number of entries of a node do not fit into its tree.
     Shape,
     /// K4: a stored reference count differs from the references found.
     Count,
-    /// K5: a block that is in use is counted as free.
+    /// K5: a block in use is counted as free.
     UsedAndFree,
-    /// K6: a block is used as one thing and counted, or used, as another.
+    /// K6: a block is used as one type and counted or used as another.
     Type,
-    /// K7: a block that is in use now, or that the last checkpoint needs, may be allocated.
+    /// K7: a block that is in use now, or that the last checkpoint needs, is allocatable.
     Allocatable,
-    /// K8: a deletion under way does not hold exactly the references it has to give up.
+    /// K8: a drop in progress does not hold exactly the references that it must release.
     Drop,
-    /// K9: a pointer or extent leads out of the pool, its volume or its group.
+    /// K9: a pointer or extent is outside the pool, its volume or its group.
     Bounds,
-    /// K10: the journal has a gap, or a record that cannot be carried out.
+    /// K10: the journal has a gap, or a record that cannot be applied.
     Journal,
-    /// K11: a superblock slot does not hold what it must.
+    /// K11: a superblock slot does not hold the expected superblock.
     Superblock,
-    /// K12: the pool was closed cleanly, and yet there are records to replay.
+    /// K12: the pool was closed cleanly, but there are records to replay.
     Clean,
     /// K13: the catalogue is damaged or contradicts itself.
     Catalogue,
@@ -57,14 +58,14 @@ pub enum FindingKind {
     Sum,
     /// K16: a table page or group header is damaged or stale.
     Table,
-    /// K17: a block is counted and nothing refers to it.
+    /// K17: a block is counted, but nothing refers to it.
     Leak,
-    /// K18: a freed block that still waits for its readers, or is being discarded, may be allocated.
+    /// K18: a freed block that waits for its readers, or is being discarded, is allocatable.
     Waiting,
 }
 
 impl FindingKind {
-    /// All kinds, in their order.
+    /// All kinds in order.
     pub const ALL: [Self; 17] = [
         Self::Node,
         Self::Birth,
@@ -85,7 +86,7 @@ impl FindingKind {
         Self::Waiting,
     ];
 
-    /// What opening makes of it.
+    /// What opening does with damage of this kind.
     #[must_use]
     pub const fn policy(self) -> Policy {
         match self {
@@ -107,7 +108,7 @@ impl FindingKind {
         }
     }
 
-    /// The stable number, as "K4".
+    /// The stable number, such as "K4".
     #[must_use]
     pub const fn code(self) -> &'static str {
         self.about().0
@@ -144,14 +145,14 @@ impl FindingKind {
 
 const _: () = assert!(FindingKind::ALL.len() == FindingKind::Waiting as usize + 1);
 
-/// One thing that is wrong.
+/// One finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// Stable number of the kind, as "K4".
+    /// Stable number of the kind, such as "K4".
     pub code: String,
     /// Name of the kind.
     pub kind: String,
-    /// The object, its place and what is wrong with it.
+    /// The object, its place and the damage.
     pub what: String,
 }
 
@@ -159,7 +160,7 @@ pub struct Finding {
 #[derive(Default)]
 pub(super) struct Findings {
     pub(super) list: Vec<Finding>,
-    /// Findings that the list had no room for.
+    /// Number of findings that did not fit into the list.
     pub(super) more: u64,
 }
 

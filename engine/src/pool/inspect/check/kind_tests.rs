@@ -1,6 +1,6 @@
-//! Each kind of finding is planted in an image, with all checksums right where it is not the checksum
-//! that is damaged, and that kind is found, alone: offline, window by window, and under an open
-//! pool. Opening does with it what the table of kinds says.
+//! Damage of each kind is planted in an image, with valid checksums unless the checksum itself is
+//! damaged. The checker must find that kind alone: offline, window by window, and on an open pool.
+//! Opening must do what the table of kinds promises.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ use crate::space::Run;
 use crate::units::{BlockNo, Generation, Lba, Seqno, to_usize};
 use zerocopy::FromBytes;
 
-/// What is found and where, offline and window by window.
+/// The finding and its place must be reported, offline and window by window.
 fn finds(sound: &Sound, code: &str, place: &str) {
     let report = check_image(&sound.image, u64::MAX);
     expect(&report, code, place);
@@ -34,7 +34,7 @@ fn finds(sound: &Sound, code: &str, place: &str) {
     assert_eq!(sorted(&windows), sorted(&report), "window by window");
 }
 
-/// The report has this kind and no other, and names the place.
+/// The report must have this kind and no other, and name the place.
 fn expect(report: &CheckReport, code: &str, place: &str) {
     let codes: BTreeSet<&str> = report.findings.iter().map(|f| f.code.as_str()).collect();
     assert_eq!(codes, BTreeSet::from([code]), "{:#?}", report.findings);
@@ -42,15 +42,15 @@ fn expect(report: &CheckReport, code: &str, place: &str) {
     assert!(named, "{place}: {:?}", report.findings);
 }
 
-/// Does damage, and says what must be said about its place.
+/// Plants damage; returns the text that must name its place.
 type Plant = fn(&mut Sound) -> String;
 
-/// The same under an open pool: what the plant changes in the image is written below it.
+/// The same on an open pool: the damage to the image is written below it.
 fn finds_live(code: &str, plant: Plant) {
     let sim = SimDisk::from_image(sound(1).image, 1, SimOptions::default());
     let opened = sim.run(async {
         let pool = open(&sim).await.unwrap();
-        // After two checkpoints of its own both slots are known.
+        // After two checkpoints of its own the pool has rewritten both slots.
         pool.checkpoint().await.unwrap();
         pool
     });
@@ -74,7 +74,7 @@ fn finds_live(code: &str, plant: Plant) {
     expect(&report.unwrap(), code, &place);
 }
 
-/// What opening does with a damaged pool is what its kind promises.
+/// Opening a damaged pool must do what its kind promises.
 fn opens(sound: &Sound, kind: FindingKind) {
     let sim = SimDisk::from_image(sound.image.clone(), 1, SimOptions::default());
     let opened = sim.run(async { open(&sim).await.map(drop) }).unwrap();
@@ -89,7 +89,7 @@ fn leaf(sound: &Sound) -> NodeRef {
     sound.leaf
 }
 
-/// What can be planted in an image, by kind.
+/// Damage that can be planted in an image, by kind.
 const PLANTS: [(FindingKind, Plant); 26] = [
     (FindingKind::Node, |sound| {
         let block = leaf(sound).block;
@@ -166,7 +166,7 @@ const PLANTS: [(FindingKind, Plant); 26] = [
     (FindingKind::Superblock, |sound| flipped_superblock(sound, 0, 1)),
     (FindingKind::Superblock, |sound| flipped_superblock(sound, 1, 0)),
     (FindingKind::Superblock, |sound| {
-        // Both of the older slot are whole, and older than what must have been there.
+        // Both places of the older slot are whole, but older than expected.
         let older = sound.superblock.generation.get() - 5;
         let generation = Generation::new(older);
         let bytes = Superblock { generation, ..sound.superblock.clone() }.encode();
@@ -197,7 +197,7 @@ const PLANTS: [(FindingKind, Plant); 26] = [
     (FindingKind::Sum, |sound| {
         let roots = sound.catalogue.volumes.iter().filter_map(|volume| volume.root);
         let Root { ptr, .. } = roots.clone().next().unwrap();
-        // All volumes that share the root say so.
+        // In the entries of all volumes that share the root.
         sound.edit_catalogue(|catalogue| {
             for root in catalogue.volumes.iter_mut().filter_map(|volume| volume.root.as_mut()) {
                 root.ptr.mapped += u64::from(root.ptr.block == ptr.block);
@@ -253,8 +253,8 @@ fn each_kind_is_found_under_an_open_pool() {
     }
 }
 
-/// A damaged table or header is needed by the checkpoint that opening ends with, if it speaks of the
-/// blocks that this takes; all else is met later, by whoever uses it.
+/// A damaged table page or header makes opening fail only if its final checkpoint needs it. Other
+/// damage is met later, by the operation that uses it.
 #[test]
 fn opening_does_what_the_kind_promises() {
     for (number, (kind, plant)) in PLANTS.into_iter().enumerate() {
@@ -289,7 +289,7 @@ fn a_data_page_without_checksums_is_found() {
     let id = PageId { group: 0, table: Table::Sums, page: 0 };
     let slot = u64::from(sound.catalogue.groups[0].slot);
     let place = sound.geometry().header_place(0, slot);
-    // The generation of the checksum page, behind 32 bytes, 512 slots and 256 generations.
+    // The generation of the checksum page, after 32 bytes, 512 slots and 256 generations.
     let mut bytes = *sound.blocks().block(place);
     bytes[32 + 512 + 1024..][..4].fill(0);
     let crc = crate::crc::crc32(&bytes[4..]);
@@ -298,7 +298,7 @@ fn a_data_page_without_checksums_is_found() {
     finds(&sound, "K16", &format!("{id} was never written, and there is data"));
 }
 
-/// An image with flushed records behind the last checkpoint.
+/// An image with flushed records after the last checkpoint.
 fn with_records() -> Sound {
     let sim = SimDisk::new(4, BLOCKS, SimOptions::default());
     sim.run(async {
@@ -328,7 +328,7 @@ fn k10_flushed_record_damaged() {
     opens(&sound, FindingKind::Journal);
 }
 
-/// Changes a field of the first record behind the checkpoint and makes its checksum right.
+/// Changes a field of the first record after the checkpoint and fixes its checksum.
 fn forge_record(sound: &mut Sound, offset: usize, value: u64) {
     let start = sound.superblock.journal_offset;
     let block = sound.geometry().journal_start().plus(start / 4096);
@@ -342,7 +342,7 @@ fn forge_record(sound: &mut Sound, offset: usize, value: u64) {
 
 #[test]
 fn k10_records_that_cannot_be_carried_out() {
-    // Behind the header, the tag and the number of runs: volume, LBA, block.
+    // After the header, the tag and the number of runs: volume, LBA, block.
     let forged = [
         (44, 9999, "no volume 9999"),
         (52, 1 << 40, "beyond the end of volume"),
@@ -384,7 +384,7 @@ fn two_superblocks_that_contradict_each_other() {
         error.to_string().contains(&format!("superblock at {back}: there is another")),
         "{error}"
     );
-    // In the wrong slot it does not count.
+    // A superblock in the wrong slot does not count.
     let newest = sound.superblock.encode();
     let mut sound = self::sound(1);
     let [misplaced, _] = sound.geometry().super_places(1 - front.get());
@@ -412,12 +412,12 @@ fn k7_and_k18_what_an_open_pool_would_allocate() {
             inner.state.space.take_exactly(run).unwrap();
             inner.state.space.recorded(run);
         };
-        // What the last checkpoint needs.
+        // A block that the last checkpoint needs.
         let run = first().await;
         release(run);
         expect(&check().await, "K7", &format!("{} may be allocated", run.block));
         take(run);
-        // What was written since.
+        // A block written since.
         let device = world.pool.device(volume).unwrap();
         device.write(0, 4096, Buf::zeroed(1), false).await.unwrap();
         let run = first().await;
@@ -425,13 +425,13 @@ fn k7_and_k18_what_an_open_pool_would_allocate() {
         let what = format!("{} is in use since the last checkpoint", run.block);
         expect(&check().await, "K7", &what);
         take(run);
-        // What is set aside for nodes.
+        // A block set aside for nodes.
         let block = world.pool.core.lock().state.node_blocks[0];
         release(Run { block, len: 1 });
         expect(&check().await, "K7", &format!("{block} is set aside for a node"));
         take(Run { block, len: 1 });
         assert_eq!(check().await.findings, []);
-        // What waits for its readers.
+        // A freed block that waits for its readers.
         {
             let mut inner = world.pool.core.lock();
             let free = inner.state.space.take(1).unwrap();
@@ -464,7 +464,7 @@ fn k14_sums_of_an_open_pool() {
     .unwrap();
 }
 
-/// `docs/OPERATIONS.md` has a row for each kind, which says the same as the code.
+/// `docs/OPERATIONS.md` has a row for each kind, with the same facts as the code.
 #[test]
 fn the_table_of_kinds_is_true() {
     let text = include_str!("../../../../../docs/OPERATIONS.md");

@@ -1,20 +1,20 @@
-//! What only an open pool can be asked: whether a block that is in use now, or waits, may be
-//! allocated, and whether the sums that it keeps in memory are right.
+//! Checks that need an open pool: whether a block that is in use or waits now is allocatable, and
+//! whether the sums in memory are right.
 
 use super::findings::{FindingKind as Kind, Findings};
 use crate::pool::core::Pool;
 use crate::runtime::executor::end_of_turn;
 use crate::units::BlockNo;
 
-/// Changes of reference counts looked at in one turn.
+/// Reference changes checked per turn.
 const CHUNK: usize = 4096;
 
-/// The caller holds checkpoints back.
+/// The caller must hold the checkpointer's lock.
 pub(super) async fn all(pool: &Pool, findings: &mut Findings) {
     in_use(pool, findings).await;
     let inner = pool.core.lock();
     for run in inner.state.reuse.waiting() {
-        // K18. Runs come and go as a whole, so their ends speak for all of them.
+        // K18. Runs are added and removed as a whole, so checking their ends is enough.
         let ends = [run.block, run.block.plus(run.len - 1)];
         if ends.iter().any(|end| inner.state.space.is_free(*end)) {
             let what = format!("{} ({} blocks) waits and may be allocated", run.block, run.len);
@@ -26,9 +26,9 @@ pub(super) async fn all(pool: &Pool, findings: &mut Findings) {
     }
 }
 
-/// K7: what was written since the last checkpoint, and what is set aside for nodes. (Of what the
-/// last checkpoint needs, the tables are asked.) A block that was written and given up since is not
-/// free either, before a checkpoint has said so.
+/// K7: checks blocks written since the last checkpoint, and blocks set aside for nodes. (Blocks
+/// that the last checkpoint needs are checked with the tables.) A block that was written and
+/// released since must not be free either, until a checkpoint frees it.
 async fn in_use(pool: &Pool, findings: &mut Findings) {
     let mut done = 0;
     loop {

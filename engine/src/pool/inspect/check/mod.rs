@@ -1,19 +1,18 @@
-//! The checker: verifies every structure of the last checkpoint and counts all references anew.
-//! It changes nothing, names each damaged structure with its place, and goes on elsewhere.
+//! The checker: verifies every structure of the last checkpoint and recounts all references. It
+//! changes nothing. It reports each damaged structure with its place and continues with the others.
 //!
 //! ```text
 //! superblock slots (K11) -> catalogue (K13) -> journal (K10, K12)
 //!                               |
-//!        for each window of groups, as much as fits into memory:
-//!          walk all maps and deletions: nodes (K1 K2 K3 K9), sums (K14), count references (K6)
+//!        for each window of groups, as large as fits into memory:
+//!          walk all maps and drops: nodes (K1 K2 K3 K9), sums (K14), count references (K6)
 //!          compare with the tables (K16): counts (K4 K5 K8 K17), free blocks (K14),
-//!          what the journal has written since (K10), and what the open pool may allocate (K7)
-//!        of an open pool: what is in use or waits now (K7 K18), the sums that it keeps (K14)
+//!          blocks written since by the journal (K10), blocks that an open pool may allocate (K7)
+//!        of an open pool: blocks in use or waiting now (K7 K18), its sums in memory (K14)
 //! ```
-//! It works on an open pool and on a disk that no pool has open, by the same code. While it looks
-//! at an open pool it holds further checkpoints back: writers go on until the journal is full. It is
-//! given up when the pool is closed.
-//! Data is not read; that is the scrub (K15).
+//! The same code checks an open pool and a disk on which no pool is open. A check of an open pool
+//! delays further checkpoints: writers are not blocked until the journal is full. Closing the pool
+//! ends the check. Data is not read; that is the scrub (K15).
 
 mod count;
 mod findings;
@@ -47,27 +46,27 @@ use roots::Strict;
 use tables::Compare;
 use trees::Walk;
 
-/// What the checker has to say.
+/// Result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckReport {
     /// The checkpoint that was checked.
     pub generation: u32,
-    /// What is wrong, at most [`FINDINGS_MAX`]; empty for a sound pool.
+    /// The damage found, at most [`FINDINGS_MAX`]; empty for a sound pool.
     pub findings: Vec<Finding>,
-    /// Findings that are not listed.
+    /// Number of findings that are not listed.
     pub more: u64,
     /// Nodes visited.
     pub nodes: u64,
-    /// Data blocks that the maps name, each counted once.
+    /// Data blocks that the maps name; a shared block counts once.
     pub data_blocks: u64,
 }
 
 impl Pool {
-    /// Checks the pool while it is in use, as of its last checkpoint. `progress` is told how many
-    /// blocks are done, of how many.
+    /// Checks the pool online, as of its last checkpoint. `progress` is called with the number of
+    /// blocks done and the total.
     ///
     /// # Errors
-    /// `Shutdown` when the pool is closed meanwhile. None of what it finds is an error.
+    /// `Shutdown` if the pool is closed meanwhile. Findings are not errors.
     pub async fn check(&self, progress: &dyn Fn(u64, u64)) -> Result<CheckReport> {
         let checkpointer = self.core.checkpointer.lock().await;
         let superblock = checkpointer.superblock.clone();
@@ -81,10 +80,10 @@ impl Pool {
     }
 }
 
-/// Checks a disk that no pool has open, without replaying its journal.
+/// Checks a disk on which no pool is open, without replaying its journal.
 ///
 /// # Errors
-/// When there is no whole superblock: `NotAPool`, `Unsupported`, `Corrupt`, or the device's.
+/// If there is no whole superblock: `NotAPool`, `Unsupported`, `Corrupt`, or the device's.
 pub async fn check_offline(
     disk: &Rc<dyn Disk>,
     progress: &dyn Fn(u64, u64),
@@ -95,11 +94,11 @@ pub async fn check_offline(
     check.run(superblock, strict, None, progress).await
 }
 
-/// One check.
+/// State of one check.
 struct Check<'a> {
     disk: &'a Rc<dyn Disk>,
     live: Option<&'a Pool>,
-    /// Pages of counts kept at the same time.
+    /// Maximum of count pages in memory.
     window: u64,
 }
 
@@ -136,7 +135,7 @@ impl Check<'_> {
         Ok(report)
     }
 
-    /// Everything that the catalogue leads to, and the tables.
+    /// Checks everything that the catalogue refers to, and the tables.
     async fn blocks(
         &self,
         durable: &Durable,
@@ -147,7 +146,7 @@ impl Check<'_> {
         let geometry = durable.superblock.geometry;
         let dropped = tables::dropped(durable);
         let windows = windows(&geometry, self.window);
-        // Each pass walks the blocks in use, and then compares all blocks of its window.
+        // Each pass walks the blocks in use and then compares all blocks of its window.
         let free: u64 = durable.found.catalogue.groups.iter().map(|g| u64::from(g.free)).sum();
         let used = geometry.usable_blocks().saturating_sub(free);
         let total = geometry.pool_blocks + used;
@@ -180,7 +179,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Nobody is kept waiting who wants to close the pool.
+    /// Ends the check if the pool is about to be closed.
     fn check_walking(&self) -> Result<()> {
         self.live.map_or(Ok(()), |pool| pool.core.check_walking())
     }

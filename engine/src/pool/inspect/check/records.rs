@@ -1,5 +1,5 @@
-//! The journal behind the checkpoint: whether it is whole, and whether each record can be carried
-//! out on what the records before it have left.
+//! The journal after the checkpoint: whether it is whole, and whether each record can be applied
+//! after the records before it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasherDefault;
@@ -17,8 +17,8 @@ use crate::units::{BlockNo, Lba, Seqno, VolumeId, blocks_for, to_usize};
 
 use super::findings::{FindingKind as Kind, Findings};
 
-/// K10 and K12: the journal behind the checkpoint. `durable` is what an open pool knows to be there
-/// at least. Returns the blocks that the records have written to.
+/// K10 and K12: checks the journal after the checkpoint. `durable` is the last record that an open
+/// pool knows to be durable. Returns the blocks that the records have written.
 pub(super) async fn journal(
     disk: &Rc<dyn Disk>,
     superblock: &Superblock,
@@ -54,7 +54,7 @@ async fn read_journal(
         }
     }
     let next = last.next();
-    // An open pool writes meanwhile: what it knew before is what can be asked for.
+    // An open pool writes meanwhile, so only what was durable before the check is required.
     let proof = match durable {
         Some(durable) => (durable >= next).then(|| "it was durable".to_owned()),
         None => lost_record(disk, superblock, next)
@@ -68,8 +68,8 @@ async fn read_journal(
     Ok(())
 }
 
-/// The blocks that records have written to: a bit for each, in pages that come into being with the
-/// first of them; 32 MiB for 1 TiB.
+/// Blocks that records have written: one bit each, in pages that are allocated with their first
+/// bit; 32 MiB for 1 TiB.
 #[derive(Default)]
 pub(super) struct Written {
     pages: HashMap<u64, [u64; PAGE_WORDS], BuildHasherDefault<KeyHasher>>,
@@ -78,7 +78,7 @@ pub(super) struct Written {
 const PAGE_WORDS: usize = to_usize(PAGE_ENTRIES).div_ceil(64);
 
 impl Written {
-    /// Notes a block; false if it is noted already.
+    /// Adds a block; returns false if it is present already.
     fn add(&mut self, geometry: &Geometry, block: BlockNo) -> bool {
         let Some((page, word, bit)) = place(geometry, block) else { return true };
         let word = &mut self.pages.entry(page).or_insert([0; PAGE_WORDS])[word];
@@ -87,7 +87,7 @@ impl Written {
         new
     }
 
-    /// Whether a record has written to a block.
+    /// Whether a record has written the block.
     pub(super) fn has(&self, geometry: &Geometry, block: BlockNo) -> bool {
         place(geometry, block).is_some_and(|(page, word, bit)| {
             self.pages.get(&page).is_some_and(|words| words[word] & bit != 0)
@@ -102,14 +102,14 @@ fn place(geometry: &Geometry, block: BlockNo) -> Option<(u64, usize, u64)> {
     Some((page, to_usize(within / 64), 1 << (within % 64)))
 }
 
-/// A volume as the records see it.
+/// A volume as of the records read so far.
 struct Target {
     name: String,
     size_bytes: u64,
     snapshot: bool,
 }
 
-/// The state as the records see it. Without a catalogue nothing is known of volumes.
+/// The volumes as of the records read so far. Without a catalogue they are unknown.
 struct Targets {
     geometry: Geometry,
     volumes: Option<BTreeMap<VolumeId, Target>>,
@@ -132,7 +132,7 @@ impl Targets {
         Self { geometry, volumes, next_id, written: Written::default() }
     }
 
-    /// Takes a record; says what is wrong with it.
+    /// Applies a record; returns what is wrong with it.
     fn take(&mut self, framed: &Framed) -> Option<String> {
         match &framed.record {
             Record::Map { runs, sums } => {

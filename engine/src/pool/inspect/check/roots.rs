@@ -1,4 +1,4 @@
-//! What leads to everything else: the superblock slots and the catalogue.
+//! The roots of all structures: the superblock slots and the catalogue.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -14,8 +14,8 @@ use crate::units::to_usize;
 
 use super::findings::{FindingKind as Kind, Findings};
 
-/// Which slots must be whole. A power failure may tear a slot that is being written, and an open
-/// pool makes both whole with its first two checkpoints.
+/// Which slots must be whole. A power failure may tear a slot that is being written. An open pool
+/// has rewritten both with its first two checkpoints.
 #[derive(Clone, Copy)]
 pub(super) struct Strict {
     /// Both places of the newest superblock.
@@ -24,7 +24,7 @@ pub(super) struct Strict {
     pub(super) older: bool,
 }
 
-/// K11: the superblock slots. `newest` is the one that counts.
+/// K11: checks the superblock slots. `newest` is the superblock in use.
 pub(super) async fn superblocks(
     disk: &Rc<dyn Disk>,
     newest: &Superblock,
@@ -48,7 +48,7 @@ pub(super) async fn superblocks(
             Err(error) => findings.add(Kind::Superblock, error),
         }
     }
-    // Generation 1 is the first: the other slot is empty. Opening has left numbers out.
+    // Generation 1 is the first: the other slot is empty then. Opening skips generations.
     let may_precede = |found: &Superblock| {
         [1, 1 + GENERATIONS_SKIPPED]
             .iter()
@@ -76,8 +76,8 @@ pub(super) async fn superblocks(
     }
 }
 
-/// K13: what the catalogue says fits together. Returns false when it has not one entry for each
-/// group, so that nothing else can be looked at.
+/// K13: checks the consistency of the catalogue. Returns false unless it has one entry per group;
+/// then nothing else can be checked.
 pub(super) fn catalogue(
     superblock: &Superblock,
     catalogue: &Catalogue,

@@ -1,5 +1,5 @@
-//! Counts and maps of a damaged pool that contradict each other stop the checkpoint that meets them,
-//! with the block in the error, before anything is used again that another may need.
+//! Contradictions between counts and maps of a damaged pool stop the checkpoint that meets them,
+//! with the block in the error, before a block is reused that something else may need.
 
 use super::tests::{Sound, sound};
 use crate::disk::sim::{SimDisk, SimOptions};
@@ -19,14 +19,14 @@ fn extents(sound: &mut Sound) -> Vec<Extent> {
     node.leaf().iter().map(LeafEntry::extent).collect()
 }
 
-/// Opens the pool, does something to every volume, and makes a checkpoint: the error.
+/// Opens the pool, applies `change` to every volume, and makes a checkpoint; returns the error.
 fn stops(sound: &Sound, change: &impl AsyncFn(&Pool, &str) -> Result<()>) -> String {
     let sim = SimDisk::from_image(sound.image.clone(), 1, SimOptions::default());
     let error = sim.run(async {
         let pool = open(&sim).await.unwrap();
         for info in pool.list(None, 100).0 {
             if change(&pool, &info.name).await.is_err() {
-                break; // A checkpoint has met it already.
+                break; // A checkpoint has failed already.
             }
         }
         let error = pool.checkpoint().await.expect_err("the counts contradict the maps");
@@ -41,7 +41,7 @@ async fn delete(pool: &Pool, name: &str) -> Result<()> {
     pool.delete(pool.find(name)?.id).await
 }
 
-/// Makes a clone of the volume and discards a block of it.
+/// Creates a clone of the volume and discards a block of it.
 async fn discard_in_clone(pool: &Pool, name: &str, lba: u64) -> Result<()> {
     let clone = CreateVolume {
         name: format!("{name}-clone"),
@@ -94,7 +94,7 @@ fn a_count_that_cannot_grow() {
 fn a_map_that_names_a_free_block() {
     let mut sound = sound(1);
     let extent = extents(&mut sound)[1];
-    // In the last group, which nothing else takes from.
+    // In the last group, from which nothing else allocates.
     let geometry = sound.geometry();
     let free = geometry.block_at(geometry.groups() - 1, 5);
     assert!(sound.used.iter().all(|(block, _)| *block != free));
@@ -125,7 +125,7 @@ fn a_group_with_more_in_use_than_it_counts() {
     assert!(error.contains(" free blocks"), "{error}");
 }
 
-/// Nobody counts what is out of bounds.
+/// Blocks that are out of bounds have no counts.
 #[test]
 fn a_map_that_names_what_is_no_block() {
     let mut sound = sound(1);

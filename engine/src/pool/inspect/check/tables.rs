@@ -1,5 +1,5 @@
-//! Compares the stored reference counts with those found, page by page, and what the open pool
-//! believes to be free with both.
+//! Compares the stored reference counts with those found, page by page, and the free blocks of an
+//! open pool with both.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use super::records::Written;
 use crate::pool::core::Pool;
 use crate::pool::inspect::durable::Durable;
 
-/// What the comparison needs to know besides the tables.
+/// Inputs of the comparison besides the tables.
 pub(super) struct Compare<'a> {
     pub(super) durable: &'a Durable,
     pub(super) counts: &'a Recount,
-    /// Every reference was found: what is counted and not found is lost.
+    /// Whether every reference was found: then a counted block without a reference is leaked.
     pub(super) complete: bool,
     pub(super) dropped: &'a BTreeSet<BlockNo>,
-    /// What the journal has written to since.
+    /// Blocks that the journal has written since the checkpoint.
     pub(super) written: &'a Written,
-    /// The open pool.
+    /// The pool, if it is open.
     pub(super) live: Option<&'a Pool>,
 }
 
-/// Blocks that are wrong in the same way.
+/// Consecutive blocks with the same error.
 #[derive(Clone, Copy, PartialEq)]
 struct Wrong {
     kind: Kind,
@@ -83,7 +83,7 @@ impl Compare<'_> {
             && (0..len).any(|offset| self.counts.of(base.plus(offset)).kind == BlockType::Data)
     }
 
-    /// Compares one page; returns its free blocks.
+    /// Compares one page; returns its number of free blocks.
     fn page(
         &self,
         id: PageId,
@@ -136,7 +136,7 @@ impl Compare<'_> {
         Some(free)
     }
 
-    /// What is wrong with a block.
+    /// The kind of damage of a block, if any.
     fn judge(&self, block: BlockNo, stored: u32, counted: Counted) -> Option<Kind> {
         let count = u64::from(stored & COUNT_MASK);
         if count == counted.count {
@@ -153,7 +153,7 @@ impl Compare<'_> {
         }
     }
 
-    /// K7: nothing that the last checkpoint needs may be allocated.
+    /// K7: no block that the last checkpoint needs may be allocatable.
     fn may_be_taken(&self, base: BlockNo, len: u64, findings: &mut Findings) {
         let Some(pool) = self.live else { return };
         let inner = pool.core.lock();
@@ -186,7 +186,7 @@ impl Wrong {
     }
 }
 
-/// Dropped nodes, to tell their counts from others'.
+/// The dropped nodes, whose wrong counts are a kind of their own.
 pub(super) fn dropped(durable: &Durable) -> BTreeSet<BlockNo> {
     durable.found.catalogue.drops.iter().map(|drop| drop.block).collect()
 }

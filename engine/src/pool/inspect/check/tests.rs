@@ -1,5 +1,5 @@
-//! The checker finds nothing in a sound pool; pools that others damage for it (`kind_tests`); its
-//! bounds.
+//! The checker finds nothing in a sound pool. Also: images for other tests to damage
+//! (`kind_tests`), and the bounds of the checker.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -23,13 +23,13 @@ use zerocopy::FromBytes;
 
 pub(super) const BLOCKS: u64 = 4096;
 
-/// A sound image and what its last checkpoint says.
+/// A sound image and the content of its last checkpoint.
 pub(super) struct Sound {
     pub(super) image: SimImage,
     pub(super) superblock: Superblock,
     pub(super) catalogue: Catalogue,
     pub(super) chain: Vec<BlockNo>,
-    /// A leaf with three extents at least, that one volume alone has.
+    /// A leaf of at least three extents that only one volume maps.
     pub(super) leaf: NodeRef,
     /// All blocks in use, with their types.
     pub(super) used: Vec<(BlockNo, BlockType)>,
@@ -105,7 +105,7 @@ impl Sound {
         (0..).map(group).find(|block| !used.contains(block)).unwrap()
     }
 
-    /// Changes bytes of a node, whose checksum is right again after that.
+    /// Changes bytes of a node and fixes its checksum.
     pub(super) fn edit_node(&mut self, block: BlockNo, change: impl FnOnce(&mut [u8; BLOCK_SIZE])) {
         let mut bytes = *self.blocks().block(block);
         change(&mut bytes);
@@ -123,7 +123,7 @@ impl Sound {
         });
     }
 
-    /// Writes the catalogue, as `change` makes it, and the superblock that names it.
+    /// Writes a changed catalogue and the superblock that refers to it.
     pub(super) fn edit_catalogue(&mut self, change: impl FnOnce(&mut Catalogue)) {
         change(&mut self.catalogue);
         let bytes = encode_catalogue(&self.catalogue).unwrap();
@@ -146,7 +146,7 @@ impl Sound {
         }
     }
 
-    /// Where the last version of a page lies.
+    /// The place of the last version of a page.
     pub(super) fn page_place(&self, id: PageId) -> BlockNo {
         let sim = SimDisk::from_image(self.image.clone(), 1, SimOptions::default());
         let header =
@@ -171,7 +171,7 @@ impl Sound {
     }
 }
 
-/// Checks an image with at most `window` pages of counts in memory.
+/// Checks an image with at most `window` count pages in memory.
 pub(super) fn check_image(image: &SimImage, window: u64) -> CheckReport {
     let sim = SimDisk::from_image(image.clone(), 1, SimOptions::default());
     let report = sim.run(async {

@@ -1,8 +1,8 @@
-//! The walk of all maps: each node is read once, verified in stages so that the kind of damage can
-//! be told, and every reference in it is counted.
+//! The walk of all maps. It reads each node once, verifies it in stages so that it can classify the
+//! damage, and counts every reference.
 //!
-//! A node that cannot be read hides what is below it. The walk then goes on elsewhere and says
-//! that it is not complete: counts that are too high prove nothing any more.
+//! An unreadable node hides its subtree. The walk then continues elsewhere and is marked as
+//! incomplete: stored counts that are higher than those found prove no damage any more.
 
 use crate::error::Error;
 use crate::format::catalogue::{NodeDrop, VolumeEntry};
@@ -15,10 +15,10 @@ use super::count::{Added, Recount, UNKNOWN, Visited};
 use super::findings::{FindingKind as Kind, Findings};
 use crate::pool::inspect::durable::{Durable, PARALLEL};
 
-/// Blocks counted in one turn.
+/// Blocks counted before other tasks get a turn.
 const BUSY_MAX: u64 = 1 << 14;
 
-/// Hears how many blocks have been counted; an error ends the walk.
+/// Called with the number of blocks counted; an error ends the walk.
 type Progress<'a> = dyn Fn(u64) -> Result<(), Error> + 'a;
 
 /// A pointer to follow.
@@ -26,16 +26,16 @@ type Progress<'a> = dyn Fn(u64) -> Result<(), Error> + 'a;
 struct Step {
     node: NodeRef,
     own: u64,
-    /// The node is on the list of drops: only its block and birth are known.
+    /// Whether the node comes from the list of drops: only its block and birth are known.
     orphan: bool,
 }
 
-/// Whose map it is.
+/// The owner of the map being walked.
 #[derive(Clone, Copy)]
 struct Owner<'a> {
     name: &'a str,
     lbas: u64,
-    /// No node below a deletion has own blocks that count.
+    /// Own blocks are not counted below a drop, so this is the maximum then.
     shared_at: Seqno,
 }
 
@@ -54,13 +54,13 @@ pub(super) struct Walk<'a> {
     durable: &'a Durable,
     pub(super) counts: Recount,
     pub(super) findings: &'a mut Findings,
-    /// Structures are reported by the first of several walks.
+    /// Whether to report damaged structures: only the first of several walks does.
     report: bool,
     pub(super) complete: bool,
     visited: Visited,
     pub(super) data_blocks: u64,
     stack: Vec<Step>,
-    /// Blocks counted since others had their turn.
+    /// Blocks counted since other tasks had their turn.
     busy: u64,
 }
 
@@ -89,13 +89,13 @@ impl<'a> Walk<'a> {
         self.visited.len()
     }
 
-    /// Counts everything that the catalogue leads to. `progress` hears of each batch of nodes, and
+    /// Counts everything that the catalogue refers to. Calls `progress` for each batch of nodes;
     /// its error ends the walk.
     pub(super) async fn all(&mut self, progress: &Progress<'_>) -> Result<(), Error> {
         for block in &self.durable.found.catalogue_blocks {
             self.count(*block, BlockType::Catalogue, "catalogue");
         }
-        // Small volumes first: an extent beyond the end of one is seen though a larger clone
+        // Small volumes first: then an extent beyond the end of one is found even if a larger clone
         // shares it.
         let mut volumes: Vec<&VolumeEntry> = self.durable.found.catalogue.volumes.iter().collect();
         volumes.sort_by_key(|volume| volume.size_bytes);
@@ -122,14 +122,14 @@ impl<'a> Walk<'a> {
         if !self.count(block, BlockType::Node, owner) {
             return;
         }
-        // A volume may still lead to the node: then it is verified, but what the pointer says
-        // about it besides its birth is not known here.
+        // If a volume still refers to the node, its pointer verifies it. Of this pointer only the
+        // birth is known.
         if self.visited.meet(block, UNKNOWN).is_none() {
             self.stack.push(Step { node, own: 0, orphan: true });
         }
     }
 
-    /// Counts a reference to a node and takes it on the stack if it is met for the first time.
+    /// Counts a reference to a node and pushes the node on the stack if it was not visited yet.
     fn follow(&mut self, node: NodeRef, own: u64, owner: &Owner<'_>) {
         if !self.count(node.block, BlockType::Node, owner) {
             return;
@@ -144,7 +144,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Counts a reference to one block; false if it leads nowhere.
+    /// Counts a reference to a block. Returns false if the block is out of bounds.
     fn count(&mut self, block: BlockNo, kind: BlockType, owner: impl std::fmt::Display) -> bool {
         if self.durable.superblock.geometry.locate(block).is_none() {
             self.found(Kind::Bounds, owner, block, "no block for nodes or data");
@@ -155,7 +155,7 @@ impl<'a> Walk<'a> {
             Added::First if kind == BlockType::Data => self.data_blocks += 1,
             Added::First | Added::Again | Added::Elsewhere => {}
             Added::Otherwise(known) => {
-                // Only the pass of this window sees it.
+                // Only the pass of this window finds it.
                 let what = format!("{owner}: {block}: used as {kind:?} and as {known:?}");
                 self.findings.add(Kind::Type, what);
                 return false;
@@ -214,8 +214,8 @@ impl<'a> Walk<'a> {
         node_extents(node).collect()
     }
 
-    /// The first stages: is it a node, this node, and of the right kind? After that its entries
-    /// can be read one by one, whatever they say.
+    /// The first stages: the block holds a node, the expected one, of the expected kind. After that
+    /// its entries can be read one by one, whatever they contain.
     fn header<'n>(
         &mut self,
         step: &Step,
@@ -299,7 +299,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// As [`Self::found`], of an error that names the node itself.
+    /// As [`Self::found`], for an error that names the node itself.
     fn found_error(&mut self, kind: Kind, owner: &Owner<'_>, error: Error) {
         if self.report {
             self.findings.add(kind, error.context(owner));
@@ -316,7 +316,7 @@ fn node_extents(node: &Node) -> impl Iterator<Item = Extent> {
     leaf.iter().map(LeafEntry::extent)
 }
 
-/// What all pointers to a node must have in common; not 0.
+/// Hash of the facts in which all pointers to a node must agree; not 0.
 fn fingerprint(node: &NodeRef) -> u32 {
     let words = [node.birth.get(), node.lba.get(), node.mapped, u64::from(node.level)];
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
