@@ -1,4 +1,4 @@
-//! Block-aligned buffers for direct I/O, recycled through a small pool of each thread.
+//! Block-aligned buffers for direct I/O, recycled through a small per-thread pool.
 
 use std::cell::RefCell;
 
@@ -13,20 +13,20 @@ pub struct Block([u8; BLOCK_SIZE]);
 
 const ZERO_BLOCK: Block = Block([0; BLOCK_SIZE]);
 
-/// Blocks of the largest buffer that is kept for reuse (1 MiB).
+/// Blocks of the largest buffer that is recycled (1 MiB).
 const KEPT_BLOCKS_MAX: usize = 256;
 /// Size classes 1, 2, 4, ... 256 blocks.
 const CLASSES: usize = 9;
-/// Bytes that a thread keeps in each class at most.
+/// Maximum of bytes that a thread keeps per class.
 const KEPT_BYTES_MAX: usize = 4 << 20;
 
 thread_local! {
     static FREE: RefCell<[Vec<Vec<Block>>; CLASSES]> = const { RefCell::new([const { Vec::new() }; CLASSES]) };
 }
 
-/// An owned, block-aligned buffer of whole blocks. Dropping it gives the memory back to the
-/// thread's pool. The content of a new one is unspecified (old bytes of this process), so whoever
-/// hands it out fills all of it first.
+/// An owned, block-aligned buffer of whole blocks. Dropping it returns the memory to the thread's
+/// pool. The content of a new one is unspecified (old bytes of this process), so code that exposes
+/// it must fill all of it first.
 pub struct Buf {
     blocks: Vec<Block>,
 }
@@ -52,13 +52,13 @@ impl Buf {
         buf
     }
 
-    /// Blocks in the buffer.
+    /// Number of blocks.
     #[must_use]
     pub fn block_count(&self) -> u64 {
         to_u64(self.blocks.len())
     }
 
-    /// Bytes in the buffer: a whole number of blocks.
+    /// Length in bytes: a whole number of blocks.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.blocks.len() * BLOCK_SIZE
@@ -70,7 +70,7 @@ impl Buf {
         self.blocks.as_bytes()
     }
 
-    /// The content, to be changed.
+    /// The content, mutable.
     #[must_use]
     pub fn as_mut_bytes(&mut self) -> &mut [u8] {
         self.blocks.as_mut_bytes()
@@ -89,7 +89,7 @@ impl Drop for Buf {
         if memory.capacity() != 1 << class {
             return;
         }
-        // A thread that is being torn down has no pool any more; the memory is then freed.
+        // If the thread is exiting, its pool is gone; the memory is freed then.
         let _ignored = FREE.try_with(|free| {
             let kept = &mut free.borrow_mut()[class];
             if kept.len() < (KEPT_BYTES_MAX >> class) / BLOCK_SIZE {

@@ -10,12 +10,12 @@
 //! Invariants:
 //! * Tasks are polled in the order in which they became ready. With a deterministic [`Driver`] a
 //!   whole run is deterministic.
-//! * The driver is asked for completions only when nothing is ready (or after `TURNS_PER_POLL`
-//!   turns), so that everything asked for in one turn leaves in one submission.
+//! * The driver is polled for completions only when no task is ready (or after `TURNS_PER_POLL`
+//!   turns), so that all I/O of one turn is submitted together.
 //! * A wake allocates nothing: each task has one waker for its life. A waker that outlives its task
-//!   does nothing, because a task's identity (slot and serial number) is never used again.
+//!   does nothing, because the identity of a task (slot and serial number) is never reused.
 //!
-//! It knows no timers and no I/O: those are the driver's.
+//! Timers and I/O belong to the driver.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -36,7 +36,7 @@ use crate::runtime::sync::{Mutex, thread_local};
 
 /// Wakes a thread that is blocked in [`Driver::park`].
 pub trait Unpark: Send + Sync {
-    /// Makes the current or the next `park` return. Cheap enough to be called needlessly.
+    /// Makes the current or the next `park` return. Cheap enough for needless calls.
     fn unpark(&self);
 }
 
@@ -49,12 +49,12 @@ pub enum Parked {
     Halted,
 }
 
-/// Where the executor's I/O is done.
+/// Performs the I/O of an executor.
 pub trait Driver {
-    /// Submits what is queued and delivers what has completed. Never blocks.
+    /// Submits queued operations and delivers completions. Never blocks.
     fn poll(&mut self);
 
-    /// Submits what is queued, then blocks until something completes or somebody unparks.
+    /// Submits queued operations, then blocks until one completes or the driver is unparked.
     fn park(&mut self) -> Parked;
 
     /// Whether nothing will ever complete again. The executor then polls no more tasks.
@@ -62,7 +62,7 @@ pub trait Driver {
         false
     }
 
-    /// The handle that ends a `park` from any thread.
+    /// The handle that unparks it from any thread.
     fn unparker(&self) -> Arc<dyn Unpark>;
 }
 
@@ -70,16 +70,16 @@ pub trait Driver {
 /// is always ready cannot starve the I/O.
 const TURNS_PER_POLL: u32 = 16;
 
-/// A wake-up of a sleeping core costs about this much on a virtual machine: an idle period that
-/// is longer than the spin by no more than this would have been caught by spinning.
+/// Approximate cost of waking a sleeping core on a virtual machine. Spinning would have paid for an
+/// idle period that is longer than the spin by no more than this.
 const WAKE_COST: Duration = Duration::from_micros(25);
-/// Range of the score that decides about spinning, and where it begins to spin.
+/// Maximum of the score that decides about spinning, and the score from which on it spins.
 const SPIN_SCORE_MAX: u32 = 16;
 const SPIN_SCORE_ON: u32 = 8;
-/// CPU pauses between two looks at the rings while spinning (about 1 us).
+/// CPU pauses between two polls of the rings while spinning (about 1 us).
 const SPIN_PAUSES: u32 = 16;
 
-/// Slot of the future that `block_on` was called with.
+/// Slot of the future passed to `block_on`.
 const MAIN_SLOT: usize = usize::MAX;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ struct TaskId {
     serial: u64,
 }
 
-/// What other threads see of the executor.
+/// State of the executor that other threads access.
 struct Shared {
     queue: Mutex<Queue>,
     unparker: Arc<dyn Unpark>,
@@ -96,9 +96,9 @@ struct Shared {
 
 struct Queue {
     ready: VecDeque<TaskId>,
-    /// The thread of the executor, if that is about to block, or blocks: whoever else adds a task
-    /// must unpark it. The thread itself adds tasks when it has been woken and hands out
-    /// completions; to unpark itself would only cost it a system call.
+    /// The thread of the executor, if it is blocked or about to block: another thread that adds a
+    /// task must unpark it. The thread itself adds tasks when it was woken and delivers
+    /// completions; unparking itself would only cost a system call.
     sleeping: Option<ThreadId>,
 }
 
@@ -118,7 +118,7 @@ impl Shared {
 struct TaskWaker {
     shared: Arc<Shared>,
     id: TaskId,
-    /// While the task stands in the ready queue, a second wake adds nothing.
+    /// Set while the task is in the ready queue: then a second wake adds nothing.
     queued: Queued,
 }
 
@@ -137,11 +137,11 @@ impl Wake for TaskWaker {
 struct Task {
     handle: Arc<TaskWaker>,
     waker: Waker,
-    /// `None` while the task is being polled, so that it can spawn others.
+    /// `None` while the task is being polled, so that it can spawn other tasks.
     future: Option<LocalFuture<'static, ()>>,
 }
 
-/// What tasks on this thread see of the executor.
+/// State of the executor that tasks on its thread access.
 struct Local {
     tasks: RefCell<Slab<Task>>,
     next_serial: Cell<u64>,
@@ -153,7 +153,7 @@ impl Local {
         let serial = self.next_serial.get();
         self.next_serial.set(serial + 1);
         let id = TaskId { slot, serial };
-        // Born queued: the first poll needs no wake.
+        // A new task starts out queued: its first poll needs no wake.
         let handle = TaskWaker { shared: Arc::clone(&self.shared), id, queued: Queued::new() };
         self.shared.push(id);
         Arc::new(handle)
@@ -182,7 +182,8 @@ impl Local {
             Poll::Pending => self.tasks.borrow_mut()[id.slot].future = Some(future),
             Poll::Ready(()) => {
                 let task = self.tasks.borrow_mut().remove(id.slot);
-                // Dropped with no borrow held: what they own may wake or spawn others.
+                // Dropped without a borrow, because the values that they own may wake or spawn
+                // tasks.
                 drop((future, task));
             }
         }
@@ -193,7 +194,7 @@ thread_local! {
     static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };
 }
 
-/// Makes an executor the thread's current one for the time of a `block_on`.
+/// Makes an executor the current one of its thread for the duration of a `block_on`.
 struct Entered;
 
 impl Entered {
@@ -212,19 +213,19 @@ impl Drop for Entered {
     }
 }
 
-/// Starts `future` as a task of its own on this thread's executor. It runs until it ends or the
-/// executor is dropped; nobody waits for it.
+/// Starts `future` as a task on this thread's executor, without waiting for it. The task runs until
+/// it ends or the executor is dropped.
 ///
 /// # Panics
-/// When this thread is not inside [`Executor::block_on`].
+/// If this thread is not inside [`Executor::block_on`].
 pub fn spawn_local(future: impl Future<Output = ()> + 'static) {
     let local = CURRENT.with(|current| current.borrow().clone());
     let local = local.expect("spawn_local is called from a task of an executor");
     local.spawn(Box::pin(future));
 }
 
-/// Resolves once every task that is ready now has been polled: the place where a batch closes.
-/// Costs one trip through the ready queue.
+/// Resolves once every task that is ready now has been polled: this is where a batch closes. Costs
+/// one pass through the ready queue.
 pub fn end_of_turn() -> EndOfTurn {
     EndOfTurn { waited: false }
 }
@@ -242,15 +243,15 @@ impl Future for EndOfTurn {
         if std::mem::replace(&mut self.waited, true) {
             return Poll::Ready(());
         }
-        // The queue is first in, first out: this goes behind all that is ready now.
+        // The queue is first in, first out: this task goes after all that are ready now.
         context.waker().wake_by_ref();
         Poll::Pending
     }
 }
 
-/// Whether to spin before sleeping. A sleeping core takes 25 us and more to come back, an I/O or
-/// a client's next request is often there sooner. The score follows how many of the last idle
-/// periods were short enough for spinning to have paid; an idle or a slow machine never spins.
+/// Decides whether to spin before sleeping. A sleeping core takes 25 us or more to wake up, and an
+/// I/O or a client's next request often arrives sooner. The score follows how many of the last idle
+/// periods were short enough for spinning to have paid. An idle or a slow machine never spins.
 struct Spin {
     limit: Duration,
     score: u32,
@@ -270,10 +271,10 @@ impl Spin {
     }
 }
 
-/// The executor of one thread and the driver it sleeps in.
+/// The executor of one thread, with the driver in which it sleeps.
 pub struct Executor<D: Driver> {
     local: Rc<Local>,
-    /// The tasks of this turn that are still to be polled.
+    /// The tasks still to be polled in this turn.
     turn: VecDeque<TaskId>,
     turns_since_poll: u32,
     spin: Spin,
@@ -281,12 +282,12 @@ pub struct Executor<D: Driver> {
 }
 
 impl<D: Driver> Executor<D> {
-    /// An executor that sleeps as soon as nothing is ready.
+    /// An executor that sleeps as soon as no task is ready.
     pub fn new(driver: D) -> Self {
         Self::with_spin(driver, Duration::ZERO)
     }
 
-    /// An executor that looks for work for up to `spin` before it sleeps, as long as that pays.
+    /// An executor that spins for up to `spin` before it sleeps, as long as spinning pays.
     pub fn with_spin(driver: D, spin: Duration) -> Self {
         let queue = Mutex::new(Queue { ready: VecDeque::new(), sleeping: None });
         let shared = Arc::new(Shared { queue, unparker: driver.unparker() });
@@ -300,21 +301,21 @@ impl<D: Driver> Executor<D> {
         }
     }
 
-    /// The driver, to be asked or configured between two runs.
+    /// The driver, for queries or configuration between two runs.
     pub fn driver(&mut self) -> &mut D {
         &mut self.driver
     }
 
-    /// Runs all tasks until `future` is done. Tasks that are not done by then stay, and go on in
+    /// Runs all tasks until `future` is done. Tasks that are not done by then stay and continue in
     /// the next call.
     ///
     /// # Panics
-    /// When the driver halts; use [`Self::run`] with a driver that can.
+    /// If the driver halts; use [`Self::run`] with a driver that can halt.
     pub fn block_on<F: Future>(&mut self, future: F) -> F::Output {
         self.run(future).expect("the driver of this executor never halts")
     }
 
-    /// As [`Self::block_on`]; `None` when the driver halted before `future` was done.
+    /// As [`Self::block_on`]; `None` if the driver halted before `future` was done.
     pub fn run<F: Future>(&mut self, future: F) -> Option<F::Output> {
         let _entered = Entered::new(&self.local);
         let mut future = pin!(future);
@@ -348,14 +349,14 @@ impl<D: Driver> Executor<D> {
         }
     }
 
-    /// Begins a turn with all that is ready; false if nothing is.
+    /// Starts a turn with all ready tasks; returns false if there are none.
     fn take_ready(&mut self) -> bool {
         debug_assert!(self.turn.is_empty(), "a turn begins when the one before has ended");
         std::mem::swap(&mut self.local.shared.queue.lock().ready, &mut self.turn);
         !self.turn.is_empty()
     }
 
-    /// Waits for something to become ready.
+    /// Waits until a task is ready.
     fn idle(&mut self) -> Parked {
         self.turns_since_poll = 0;
         if self.spin.limit.is_zero() {
@@ -388,7 +389,8 @@ impl<D: Driver> Executor<D> {
 
     fn sleep(&mut self) -> Parked {
         {
-            // Announced under the lock of the queue: whoever adds a task from now on unparks.
+            // Set under the lock of the queue: a thread that adds a task from now on unparks this
+            // one.
             let mut queue = self.local.shared.queue.lock();
             if !queue.ready.is_empty() {
                 return Parked::Awake;
@@ -403,7 +405,7 @@ impl<D: Driver> Executor<D> {
 
 impl<D: Driver> Drop for Executor<D> {
     fn drop(&mut self) {
-        // Before the driver, and with no borrow held: what the tasks own may use both.
+        // Before the driver and without a borrow, because the tasks may use both when dropped.
         let tasks = std::mem::take(&mut *self.local.tasks.borrow_mut());
         drop(tasks);
     }
@@ -480,7 +482,8 @@ mod tests {
 
     #[test]
     fn a_batch_gathers_the_requests_of_a_turn() {
-        // Each task adds its request; the first one waits for the end of the turn and takes all.
+        // Each task adds its request; the first one waits for the end of the turn and takes them
+        // all.
         let gathered = executor().block_on(async {
             let requests = Rc::new(RefCell::new(Vec::new()));
             let (reply, batch) = oneshot::channel();
@@ -514,7 +517,7 @@ mod tests {
         let polls = executor.block_on(async move {
             let polls = Rc::new(Cell::new(0));
             let counted = Rc::clone(&polls);
-            // Takes the slot of the task that has ended.
+            // This task takes the slot of the task that has ended.
             spawn_local(std::future::poll_fn(move |_| {
                 counted.set(counted.get() + 1);
                 Poll::Pending
@@ -539,7 +542,7 @@ mod tests {
             spawn_local(async move {
                 waiting.notified().await;
                 set.set(true);
-                // Never done: freed with the executor.
+                // Never done: dropped with the executor.
                 std::future::pending::<()>().await;
                 drop(kept);
             });

@@ -1,11 +1,11 @@
-//! A driver for executors whose tasks do no I/O of their own: it only sleeps until it is woken.
+//! A driver for executors whose tasks do no I/O: it only sleeps until it is unparked.
 
 use std::sync::Arc;
 
 use crate::runtime::executor::{Driver, Parked, Unpark};
 use crate::runtime::sync::{Parker, Unparker};
 
-/// Sleeps until somebody unparks. For the thread that made it.
+/// Sleeps until unparked. Only for the thread that created it.
 #[derive(Default)]
 pub struct ThreadDriver {
     parker: Parker,

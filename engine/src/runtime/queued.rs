@@ -1,30 +1,31 @@
-//! Whether a task stands in the queue of its executor. All that threads settle among themselves
-//! without a lock; `engine/tests/loom.rs` includes this file and goes through every order in which the
-//! two operations and the memory behind them can be seen.
+//! The flag that marks a task as queued in its executor: the only lock-free protocol between
+//! threads. `engine/tests/loom.rs` includes this file and explores every order in which the two
+//! operations and the memory accesses around them can become visible.
 
 use super::sync::atomic::{AtomicBool, Ordering};
 
-/// A mark on a task that is in the queue, so that it is not put there twice. What was written before
-/// a task was woken is seen by a poll that comes behind it: the one that [`Self::enter`] asks for, or,
-/// when there was one to come already, that one.
+/// Set while a task is queued, so that it is not queued twice. A poll after a wake sees everything
+/// written before that wake: either the poll that [`Self::enter`] causes or, if the task was queued
+/// already, the pending one.
 #[derive(Debug)]
 pub(crate) struct Queued(AtomicBool);
 
 impl Queued {
-    /// The mark of a task that stands in the queue from the beginning.
+    /// The flag of a new task, which starts out queued.
     #[must_use]
     pub(crate) fn new() -> Self {
         Self(AtomicBool::new(true))
     }
 
-    /// The task is woken: whether the caller has to put it into the queue. `Release`, for
-    /// [`Self::leave`] to acquire: whoever need not queue the task relies on that.
+    /// Called when the task is woken. Returns whether the caller must queue it. `Release`, which
+    /// [`Self::leave`] acquires: a caller that need not queue the task relies on it.
     pub(crate) fn enter(&self) -> bool {
         !self.0.swap(true, Ordering::Release)
     }
 
-    /// The task was taken from the queue and is about to be polled. A swap and `Acquire`, though
-    /// nobody asks for the old value: a store would see nothing of what was written before `enter`.
+    /// Called when the task was taken from the queue and is about to be polled. A swap with
+    /// `Acquire`, although the old value is not used: a plain store would not see what was written
+    /// before `enter`.
     pub(crate) fn leave(&self) {
         self.0.swap(false, Ordering::Acquire);
     }

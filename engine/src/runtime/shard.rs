@@ -1,14 +1,13 @@
-//! A shard: a thread with a ring and an executor, and a mailbox through which other threads give
-//! it work.
+//! A shard: a thread with a ring and an executor, and a mailbox in which other threads put work.
 //!
 //! ```text
 //!   any thread --- call / spawn ---> mailbox --> tasks on the shard's thread --> its io_uring
 //!              <-- oneshot reply --------------------'
 //! ```
 //!
-//! Work travels as a closure that makes the future on the shard's thread, so the futures need not
-//! be `Send`. A shard stops when it is told to, or when its last handle is gone; tasks that are
-//! not done by then are dropped, and I/O that they had under way is waited for.
+//! A piece of work is a closure that creates the future on the shard's thread, so futures need not
+//! be `Send`. A shard stops on request or when its last handle is dropped. It drops the tasks that
+//! are not done by then and waits for their I/O.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -25,18 +24,19 @@ use crate::runtime::executor::{Executor, spawn_local};
 use crate::runtime::reactor::ReactorDriver;
 use crate::runtime::sync::Mutex;
 
-/// Pieces of work in a mailbox at most; more wait at the sender.
+/// Capacity of a mailbox; senders wait while it is full.
 const MAILBOX_MAX: usize = 1024;
-/// Work taken from the mailbox before the tasks get their turn.
+/// Pieces of work taken from the mailbox before the tasks get a turn.
 const WORK_PER_TURN: usize = 64;
 
-/// A piece of work: makes its task on the shard's thread.
+/// A piece of work: creates its task on the shard's thread.
 type Work = Box<dyn FnOnce() + Send>;
 
-/// How a shard runs.
+/// Options of a shard.
 #[derive(Clone, Copy, Debug)]
 pub struct ShardOptions {
-    /// How long the thread looks for work before it sleeps, as long as that pays; zero: not at all.
+    /// How long the thread spins for work before it sleeps, as long as spinning pays. Zero disables
+    /// it.
     pub spin: Duration,
 }
 
@@ -50,10 +50,10 @@ impl Default for ShardOptions {
 pub struct Shard;
 
 impl Shard {
-    /// Starts a thread called `name` with a ring of its own; its first task is what `init` makes.
+    /// Starts a thread called `name` with a ring of its own. `init` creates its first task.
     ///
     /// # Errors
-    /// `Unsupported` when there is no io_uring, `Io` when there can be no more threads.
+    /// `Unsupported` if there is no io_uring, `Io` if no thread can be created.
     pub fn start<F, Fut>(name: String, init: F) -> Result<ShardHandle>
     where
         F: FnOnce() -> Fut + Send + 'static,
@@ -109,12 +109,12 @@ impl Shard {
     }
 }
 
-/// Takes work from the mailbox until there can be none, or the shard is told to stop.
+/// Takes work from the mailbox until all handles are dropped or the shard is stopped.
 async fn serve(mut inbox: mpsc::Receiver<Work>, mut stopped: oneshot::Receiver<()>) {
     let mut work = Vec::with_capacity(WORK_PER_TURN);
     loop {
         let taken = poll_fn(|context| {
-            // A dropped sender means that the handles are gone: the mailbox then says the same.
+            // A dropped sender means that all handles are gone; then the mailbox is closed too.
             if let Poll::Ready(Ok(())) = Pin::new(&mut stopped).poll(context) {
                 return Poll::Ready(0);
             }
@@ -141,7 +141,7 @@ struct Inner {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// A way to a running shard, for any thread and any runtime.
+/// A handle of a running shard, for any thread and any runtime.
 #[derive(Clone)]
 pub struct ShardHandle {
     inner: Arc<Inner>,
@@ -154,10 +154,10 @@ impl ShardHandle {
         &self.inner.name
     }
 
-    /// Runs the future that `work` makes as a task of the shard. Nobody waits for it.
+    /// Runs the future that `work` creates as a task of the shard, without waiting for it.
     ///
     /// # Errors
-    /// `Shutdown` when the shard has stopped, `Busy` when its mailbox is full.
+    /// `Shutdown` if the shard has stopped, `Busy` if its mailbox is full.
     pub fn spawn<F, Fut>(&self, work: F) -> Result<()>
     where
         F: FnOnce() -> Fut + Send + 'static,
@@ -173,12 +173,12 @@ impl ShardHandle {
         })
     }
 
-    /// Runs the future that `work` makes on the shard and returns what it returns. Can be awaited
-    /// on any runtime; waits while the mailbox is full. Once the shard has the work it runs to its
-    /// end, even if this future is dropped.
+    /// Runs the future that `work` creates on the shard and returns its result. Can be awaited on
+    /// any runtime; waits while the mailbox is full. Once the shard has the work, the work runs to
+    /// its end, even if this future is dropped.
     ///
     /// # Errors
-    /// `Shutdown` when the shard stops before the work is done.
+    /// `Shutdown` if the shard stops before the work is done.
     pub fn call<R, F, Fut>(
         &self,
         work: F,
@@ -191,7 +191,7 @@ impl ShardHandle {
         let (reply, answer) = oneshot::channel();
         let start: Work = Box::new(move || {
             spawn_local(async move {
-                // Whoever asked may be gone; the work was to be done all the same.
+                // The caller may have given up; the work must be done anyway.
                 let _ignored = reply.send(work().await);
             });
         });
@@ -202,19 +202,19 @@ impl ShardHandle {
         }
     }
 
-    /// Tells the shard to stop; returns at once. Tasks that are not done are dropped.
+    /// Stops the shard; returns at once. Tasks that are not done are dropped.
     pub fn stop(&self) {
         if let Some(stop) = self.inner.stop.lock().take() {
-            // It may have stopped by itself.
+            // If the receiver is gone, the shard has stopped already.
             let _ignored = stop.send(());
         }
     }
 
-    /// Waits until the shard's thread has ended. Blocks: not for a task of a runtime, and not for
-    /// the shard itself. The first caller waits, others return at once.
+    /// Waits until the shard's thread has ended. This blocks, so call it neither in a task of a
+    /// runtime nor on the shard itself. The first caller waits, others return at once.
     ///
     /// # Errors
-    /// `Busy` when called on the shard's own thread, `Shutdown` when the thread panicked.
+    /// `Busy` on the shard's own thread, `Shutdown` if the thread panicked.
     pub fn join(&self) -> Result<()> {
         let name = &self.inner.name;
         if thread::current().id() == self.inner.id {
@@ -245,7 +245,7 @@ mod tests {
     fn calls_run_on_the_shard_and_answer_elsewhere() {
         let shard = Shard::start("s0".to_owned(), || async {}).unwrap();
         let answer = here(shard.call(|| async {
-            // What the task holds need not be `Send`.
+            // The task may hold values that are not `Send`.
             let state = Rc::new(Cell::new(1));
             reactor::sleep(Duration::from_millis(1)).await;
             state.set(state.get() + 41);

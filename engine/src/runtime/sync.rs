@@ -1,26 +1,26 @@
-//! L0: locks, atomics and threads of everything that several shards share: pool, executor, park,
-//! simulated disk. In ordinary builds these are `parking_lot`'s and the standard library's own, by
-//! another name. With the feature `shuttle` they are those of the crate of that name, under which
-//! all threads of a test take turns on one, and at each lock, unlock, atomic operation, start and
-//! sleep of a thread a scheduler chooses who goes on: at random, but the same from the same seed.
-//! An engine that was built so runs in such tests and nowhere else.
+//! L0: locks, atomics and threads for everything that several shards share: pool, executor, park,
+//! simulated disk. Ordinary builds use `parking_lot` and the standard library under other names.
+//! Builds with the feature `shuttle` use the crate of that name: all threads of a test take turns
+//! on one thread. At each lock, unlock, atomic operation, thread start and sleep a scheduler
+//! chooses the next thread, at random, but reproducibly from the seed. An engine built this way
+//! runs only in such tests.
 //!
 //! ```text
 //!  ordinary:  sync::Mutex = parking_lot::Mutex       sync::thread = std::thread    sync::Parker: park
 //!  shuttle:   sync::Mutex { shuttle::sync::Mutex }   shuttle::thread               a token of its own
 //! ```
 //!
-//! What is **not** controlled, and why that hides nothing:
+//! The following is **not** controlled. Why this hides no bug:
 //! * `tokio::sync` (`Notify`, `oneshot`, `mpsc`, the asynchronous `Mutex`): its operations never
-//!   block a thread and never let another one in halfway, so each is one step. Whom it wakes stands
-//!   in the queue of an executor afterwards, which is behind a [`Mutex`] of this module: there the
-//!   scheduler has its say, and wherever such a lock is given back. Two such operations one behind
-//!   the other are one step.
-//! * Atomics that are used under a lock only (`map/cache.rs`): nobody else is let in there.
-//! * [`Counter`]: it is shown and decides nothing.
-//! * Weak memory: every atomic operation is sequentially consistent under `shuttle`. What needs an
-//!   ordering says why beside it.
-//! * The ring of the kernel (`reactor/`, `shard.rs`), and what is above the pool.
+//!   block a thread and never yield to another one halfway, so each is one step. A task that they
+//!   wake is put into the queue of an executor, behind a [`Mutex`] of this module, where the
+//!   scheduler chooses; it also chooses wherever such a lock is released. Two consecutive
+//!   operations of this kind are one step.
+//! * Atomics that are used only under a lock (`map/cache.rs`): no other thread runs there.
+//! * [`Counter`]: its value is displayed only; no decision depends on it.
+//! * Weak memory: every atomic operation is sequentially consistent under `shuttle`. Code that
+//!   needs an ordering gives the reason beside it.
+//! * The ring of the kernel (`reactor/`, `shard.rs`), and the layers above the pool.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,7 +37,7 @@ pub use shuttle::{sync::atomic, thread, thread_local};
 #[cfg(all(feature = "shuttle", feature = "daemon"))]
 compile_error!("an engine with the feature `shuttle` runs only under its scheduler, in tests");
 
-/// A number that is counted up and shown.
+/// A counter for display.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -47,37 +47,37 @@ impl Counter {
         self.0.fetch_add(by, Ordering::Relaxed);
     }
 
-    /// The number.
+    /// The current value.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// What one thread sleeps in until another one wakes it; for the thread that made it. A wake-up
-/// that comes before the sleep ends that at once.
+/// A thread sleeps in it until another one unparks it. Only for the thread that created it. An
+/// unpark before the sleep ends the sleep at once.
 #[derive(Debug)]
 pub struct Parker {
     unparker: Unparker,
 }
 
-/// Ends the sleep of a [`Parker`], from any thread.
+/// Ends the sleep of a [`Parker`] from any thread.
 #[derive(Clone, Debug)]
 pub struct Unparker(imp::Token);
 
 impl Parker {
-    /// A place to sleep for the calling thread.
+    /// A parker for the calling thread.
     #[must_use]
     pub fn new() -> Self {
         Self { unparker: Unparker(imp::Token::new()) }
     }
 
-    /// Sleeps until somebody unparks; may return without a reason.
+    /// Sleeps until unparked; can return spuriously.
     pub fn park(&self) {
         self.unparker.0.park();
     }
 
-    /// The handle that ends a sleep.
+    /// The handle that unparks it.
     #[must_use]
     pub fn unparker(&self) -> Unparker {
         self.unparker.clone()
@@ -101,7 +101,7 @@ impl Unparker {
 mod imp {
     use std::thread::{self, Thread};
 
-    /// The token that the standard library keeps for each thread.
+    /// The token that the standard library keeps per thread.
     #[derive(Clone, Debug)]
     pub(super) struct Token(Thread);
 
@@ -127,8 +127,8 @@ mod imp {
 
     use shuttle::sync::{Condvar, Mutex, PoisonError};
 
-    /// A token of our own: shuttle's threads wake up without a reason at times, and a wake-up that
-    /// was lost would be made good by that.
+    /// A token of our own: shuttle's threads can wake up spuriously, which would mask a lost
+    /// wake-up.
     #[derive(Clone, Debug)]
     pub(super) struct Token(Arc<Shared>);
 
@@ -166,7 +166,7 @@ mod controlled {
     use shuttle::sync::{PoisonError, TryLockError};
     use shuttle::thread;
 
-    /// `parking_lot`'s mutex over shuttle's: a thread that panics poisons nothing.
+    /// `parking_lot`'s mutex interface on shuttle's mutex: a thread that panics poisons nothing.
     #[derive(Debug, Default)]
     pub struct Mutex<T>(shuttle::sync::Mutex<T>);
 
@@ -181,7 +181,7 @@ mod controlled {
             MutexGuard(Some(self.0.lock().unwrap_or_else(PoisonError::into_inner)))
         }
 
-        /// The lock, if it is free.
+        /// Takes the lock if it is free.
         pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
             match self.0.try_lock() {
                 Ok(guard) => Some(MutexGuard(Some(guard))),
@@ -193,8 +193,8 @@ mod controlled {
         }
     }
 
-    /// The lock is held. Others may go on right after its end too, for the sake of what comes next
-    /// and is not controlled: a look at a `Notify`, the answer through a `oneshot`.
+    /// The guard of the lock. The scheduler can also switch threads right after the unlock, because
+    /// the next step may not be controlled: a check of a `Notify`, an answer through a `oneshot`.
     #[derive(Debug)]
     pub struct MutexGuard<'a, T>(Option<shuttle::sync::MutexGuard<'a, T>>);
 

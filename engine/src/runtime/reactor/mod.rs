@@ -10,15 +10,15 @@
 //! ```
 //!
 //! Invariants:
-//! * What the kernel may read or write is owned by the `Op` or by its slot until the completion
-//!   has been taken: never by the caller, never freed early.
+//! * Memory that the kernel may read or write is owned by the `Op` or by its slot until the
+//!   completion has been taken: never by the caller, never freed early.
 //! * The ring is torn down only after every operation that points to memory has completed
 //!   ([`ReactorDriver`]'s drop).
-//! * Wakers run with no borrow of the reactor held.
+//! * Wakers run without a borrow of the reactor.
 //!
-//! Only the thread that made the ring uses it (`SINGLE_ISSUER`), and completions are only worked
-//! off when it asks for them (`DEFER_TASKRUN`): no interrupt of the running task, one system call
-//! for many operations.
+//! Only the thread that created the ring uses it (`SINGLE_ISSUER`), and the kernel processes
+//! completions only when that thread asks for them (`DEFER_TASKRUN`): the running task is not
+//! interrupted, and one system call serves many operations.
 
 mod ops;
 #[cfg(test)]
@@ -49,24 +49,25 @@ pub use ops::{
     write_all_at,
 };
 
-/// Entries of the submission queue: what one turn may ask for before it has to be submitted.
+/// Entries of the submission queue: operations of one turn before a submission is forced.
 const SUBMISSION_ENTRIES: u32 = 256;
-/// Entries of the completion queue. More completions than that wait in the kernel.
+/// Entries of the completion queue. Further completions wait in the kernel.
 const COMPLETION_ENTRIES: u32 = 4096;
 
-/// User data of the entries that have no slot.
+/// User data of entries without a slot.
 const EVENT: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
 
-/// What sort of operation it is: decides what is counted and what an unwanted result needs.
+/// Kind of an operation: determines which counter it belongs to and how an unwanted result is
+/// released.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum OpKind {
     /// Read, write, sync or discard of the pool.
     Disk,
-    /// Its result is a new descriptor.
+    /// Accept; its result is a new descriptor.
     Accept,
-    /// A command for a device, which points to no memory. It can be cancelled by the end of the
-    /// ring alone, so that does not wait for it.
+    /// A device command, which points to no memory. Only the end of the ring can cancel it, so the
+    /// end of the ring does not wait for it.
     Command,
     /// Everything else.
     Other,
@@ -80,7 +81,7 @@ struct Slot {
 enum SlotState {
     Waiting(Waker),
     Done(i32),
-    /// The future is gone; what it owned waits here for the completion.
+    /// The future was dropped; what it owned stays here until the completion.
     Abandoned {
         _owned: Box<dyn Any>,
     },
@@ -89,19 +90,18 @@ enum SlotState {
 struct Inner {
     ring: IoUring,
     slots: Slab<Slot>,
-    /// Operations that the kernel has not completed and that the end of the ring waits for, the
-    /// eventfd read not counted.
+    /// Operations for which the end of the ring must wait, without the read of the eventfd.
     in_flight: usize,
     disk_in_flight: usize,
     event: Arc<OwnedFd>,
-    /// Where the kernel puts the eventfd's counter.
+    /// Buffer for the counter of the eventfd.
     event_value: Box<u64>,
     event_armed: bool,
-    /// To be woken as soon as nothing is borrowed.
+    /// Wakers to call as soon as nothing is borrowed.
     woken: Vec<Waker>,
 }
 
-/// The ring of one thread, as its operations see it.
+/// The ring of one thread, as operations access it.
 struct Reactor {
     inner: RefCell<Inner>,
 }
@@ -121,7 +121,7 @@ pub fn is_here() -> bool {
     CURRENT.with(|current| current.borrow().is_some())
 }
 
-/// Reads, writes and syncs of disks that are under way on this thread's ring.
+/// Reads, writes and syncs of disks under way on this thread's ring.
 ///
 /// # Panics
 /// On a thread without a ring.
@@ -130,7 +130,7 @@ pub fn disk_ops_in_flight() -> usize {
     current().inner.borrow().disk_in_flight
 }
 
-/// Hands everything queued to the kernel now: before the thread blocks in something else.
+/// Submits everything queued now, before the thread blocks elsewhere.
 ///
 /// # Panics
 /// On a thread without a ring.
@@ -138,17 +138,17 @@ pub fn submit_now() {
     current().inner.borrow_mut().submit_pending();
 }
 
-/// The ring of the calling thread, to be slept in by its executor.
+/// The ring of the calling thread, in which its executor sleeps.
 pub struct ReactorDriver {
     reactor: Rc<Reactor>,
 }
 
 impl ReactorDriver {
-    /// Makes a ring and makes it the calling thread's.
+    /// Creates a ring and installs it as the calling thread's.
     ///
     /// # Errors
-    /// `Unsupported` when the kernel has no io_uring or bars it; `Busy` when the thread already
-    /// has a ring.
+    /// `Unsupported` if the kernel has no io_uring or forbids it; `Busy` if the thread already has
+    /// a ring.
     pub fn new() -> Result<Self> {
         if is_here() {
             return Err(Error::new(ErrorKind::Busy, "this thread already has an io_uring"));
@@ -184,7 +184,7 @@ impl ReactorDriver {
         for waker in woken.drain(..) {
             waker.wake();
         }
-        // Keep the allocation, unless a waker has already queued others.
+        // Keep the allocation, unless a waker has queued others already.
         let mut inner = self.reactor.inner.borrow_mut();
         if inner.woken.is_empty() {
             inner.woken = woken;
@@ -192,7 +192,7 @@ impl ReactorDriver {
     }
 }
 
-/// The best ring that this kernel gives: 6.1 and later take the first, 5.19 the second.
+/// The best ring that this kernel supports: 6.1 and later the first, 5.19 the second.
 fn build_ring() -> io::Result<IoUring> {
     let sized = || {
         let mut builder = IoUring::builder();
@@ -224,7 +224,7 @@ impl Driver for ReactorDriver {
         {
             let mut inner = self.reactor.inner.borrow_mut();
             inner.arm_event();
-            // Any completion ends the wait, also one without a waker: it may be the unpark.
+            // Any completion ends the wait, even one without a waker: it may be the unpark.
             if inner.reap() == 0 {
                 // One call submits and waits.
                 inner.enter(1);
@@ -253,7 +253,7 @@ impl Drop for ReactorDriver {
             if let Err(error) = cancelled {
                 tracing::error!(%error, "operations of a ring cannot be cancelled");
             }
-            // Socket waits end by the cancel, disk operations by themselves.
+            // The cancel ends socket waits; disk operations end by themselves.
             while inner.in_flight > 0 || inner.event_armed {
                 inner.enter(1);
                 inner.reap();
@@ -267,13 +267,13 @@ struct EventUnparker(Arc<OwnedFd>);
 
 impl Unpark for EventUnparker {
     fn unpark(&self) {
-        // It can only fail when the counter is about to overflow, and then the ring wakes anyway.
+        // This fails only if the counter is about to overflow, and then the ring wakes anyway.
         let _ignored = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 }
 
 impl Inner {
-    /// Queues an entry, and submits to make room when the queue is full.
+    /// Queues an entry; submits to make room if the queue is full.
     ///
     /// # Safety
     /// The memory that the entry points to stays valid until its completion has been reaped.
@@ -300,7 +300,7 @@ impl Inner {
         }
     }
 
-    /// Submits what is queued and lets the kernel deliver what it holds back; never blocks.
+    /// Submits what is queued and lets the kernel deliver deferred completions; never blocks.
     fn submit_pending(&mut self) {
         let queue = self.ring.submission();
         let needed = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
@@ -316,14 +316,14 @@ impl Inner {
         }
     }
 
-    /// Submits everything queued, and waits for `want` completions.
+    /// Submits everything queued and waits for `want` completions.
     fn try_enter(&mut self, want: usize) -> io::Result<()> {
         loop {
             match self.ring.submit_and_wait(want) {
                 Ok(_) => return Ok(()),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // Too many completions are waiting, or the kernel is short of memory for more
-                // operations: taking completions is what helps, here or in the next call.
+                // Too many completions are pending, or the kernel is short of memory for new
+                // operations. Taking completions helps in both cases, here or in the next call.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => {
                     if self.reap() > 0 {
                         return Ok(());
@@ -335,7 +335,7 @@ impl Inner {
         }
     }
 
-    /// Takes all completions that are there; returns how many.
+    /// Takes all available completions; returns their number.
     fn reap(&mut self) -> usize {
         let Self { ring, slots, woken, .. } = self;
         let mut taken = 0;
@@ -366,16 +366,16 @@ impl Inner {
     }
 }
 
-/// Lets go of a result that nobody will take.
+/// Releases a result that no future will take.
 fn discard(slot: &Slot) {
     if let Slot { kind: OpKind::Accept, state: SlotState::Done(fd @ 0..) } = slot {
-        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+        // SAFETY: the kernel has just created this descriptor for us; nothing else owns it.
         drop(unsafe { OwnedFd::from_raw_fd(*fd) });
     }
 }
 
-/// An operation in the kernel. Resolves to what it owns and the kernel's result (a count, or an
-/// errno negated).
+/// An operation in the kernel. Resolves to what it owns and the kernel's result (a count, or a
+/// negated errno).
 struct Op<T: 'static> {
     reactor: Rc<Reactor>,
     state: OpState,
@@ -384,7 +384,7 @@ struct Op<T: 'static> {
 
 enum OpState {
     Slot(usize),
-    /// It never got into the queue.
+    /// It could not be queued.
     Refused(i32),
     Taken,
 }
@@ -392,12 +392,12 @@ enum OpState {
 /// Starts the operation `entry` on the ring of this thread.
 ///
 /// # Safety
-/// All memory that `entry` points to, and the descriptor it names, belong to `owned`, are not used
-/// by anybody else, and stay where they are when `owned` is moved.
+/// All memory that `entry` points to, and the descriptor it names, belong to `owned`, are used by
+/// nothing else, and keep their addresses when `owned` is moved.
 unsafe fn start<T: 'static>(kind: OpKind, entry: Entry, owned: T) -> Op<T> {
     let reactor = current();
     let mut inner = reactor.inner.borrow_mut();
-    // The waker comes with the first poll.
+    // The first poll sets the waker.
     let key = inner.slots.insert(Slot { kind, state: SlotState::Waiting(Waker::noop().clone()) });
     // SAFETY: `owned` lives in the operation, and afterwards in the slot, until the completion
     // has been reaped; the caller promises that it covers everything that the entry names.
@@ -417,7 +417,7 @@ unsafe fn start<T: 'static>(kind: OpKind, entry: Entry, owned: T) -> Op<T> {
     Op { reactor, state, owned: Some(owned) }
 }
 
-// What is owned is never pinned: its address does not matter, by the contract of `start`.
+// `owned` is never pinned: its own address does not matter, by the contract of `start`.
 impl<T> Unpin for Op<T> {}
 
 impl<T: 'static> Future for Op<T> {
@@ -461,7 +461,7 @@ impl<T: 'static> Drop for Op<T> {
         slot.state = SlotState::Abandoned { _owned: Box::new(self.owned.take()) };
         let cancel = opcode::AsyncCancel::new(to_u64(key)).build().user_data(CANCEL);
         // SAFETY: the entry points to no memory.
-        // A cancel that cannot be queued is not missed: the operation ends by itself or with the
+        // If the cancel cannot be queued, nothing is lost: the operation ends by itself or with the
         // ring.
         let _ignored = unsafe { inner.push(&cancel) };
     }

@@ -1,4 +1,4 @@
-//! The operations of a ring, as functions to await. Buffers go in by value and come back.
+//! The operations of a ring as async functions. Buffers are passed by value and returned.
 
 use std::io;
 use std::ops::Range;
@@ -14,10 +14,10 @@ use crate::runtime::Buf;
 use crate::runtime::reactor::{OpKind, start};
 use crate::units::{to_u32, to_u64, to_usize};
 
-/// Pieces of memory in one vectored operation: the kernel's UIO_MAXIOV.
+/// Maximum of pieces in one vectored operation: the kernel's UIO_MAXIOV.
 const PIECES_MAX: usize = 1024;
 
-/// Turns the kernel's result into a count or an error.
+/// Converts the kernel's result into a count or an error.
 fn count(result: i32) -> io::Result<usize> {
     match u32::try_from(result) {
         Ok(count) => Ok(to_usize(u64::from(count))),
@@ -33,13 +33,13 @@ fn interrupted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
 }
 
-/// Length of a piece of memory for the kernel. Longer ones are transferred in part.
+/// Length of a piece of memory for the kernel. A longer piece is transferred partially.
 fn piece_len(len: usize) -> u32 {
     const PIECE_BYTES_MAX: usize = 1 << 30;
     to_u32(to_u64(len.min(PIECE_BYTES_MAX)))
 }
 
-/// Reads into `buf` from byte `start` of it on, at `offset` of the file. May read less.
+/// Reads at `offset` of the file into `buf`, from byte `start` of it on. May read less.
 pub async fn read_at(
     fd: &Arc<OwnedFd>,
     mut buf: Buf,
@@ -56,13 +56,13 @@ pub async fn read_at(
     (buf, count(result))
 }
 
-/// Memory that the kernel gathers from or scatters to, and its list of pieces.
+/// Memory for a gather or scatter operation, and its list of pieces.
 struct Gather<T> {
     _memory: T,
     _pieces: Vec<libc::iovec>,
 }
 
-/// The pieces of `memory` that follow the first `skip` bytes.
+/// The pieces of `memory` after the first `skip` bytes.
 fn pieces<'a>(memory: impl Iterator<Item = &'a [u8]>, mut skip: usize) -> Vec<libc::iovec> {
     let mut pieces = Vec::with_capacity(memory.size_hint().0.min(PIECES_MAX));
     for bytes in memory {
@@ -81,8 +81,7 @@ fn pieces<'a>(memory: impl Iterator<Item = &'a [u8]>, mut skip: usize) -> Vec<li
     pieces
 }
 
-/// Writes all of `bufs`, one behind the other, at `offset`. What the kernel did not take at once
-/// is asked for again.
+/// Writes all of `bufs` consecutively at `offset`. Continues after partial writes.
 pub async fn write_all_at(
     fd: &Arc<OwnedFd>,
     mut bufs: Vec<Buf>,
@@ -115,7 +114,7 @@ pub async fn write_all_at(
     (bufs, Ok(()))
 }
 
-/// Makes the file's data durable (fdatasync). Never tried again: the kernel reports a lost write
+/// Makes the file's data durable (fdatasync). Never retried: the kernel reports a lost write only
 /// once.
 ///
 /// # Errors
@@ -127,7 +126,7 @@ pub async fn sync_data(fd: &Arc<OwnedFd>) -> io::Result<()> {
     count(op.await.1).map(drop)
 }
 
-/// Gives the blocks of a range of a regular file back; it then reads as zeros.
+/// Deallocates a range of a regular file, which then reads as zeros.
 ///
 /// # Errors
 /// The kernel's.
@@ -139,8 +138,8 @@ pub async fn punch_hole(fd: &Arc<OwnedFd>, offset: u64, len: u64) -> io::Result<
     count(op.await.1).map(drop)
 }
 
-/// Gives a device a command of its own that points to no memory (`IORING_OP_URING_CMD`), and waits
-/// for its end, which may be as far away as that of the ring: nothing waits for it there.
+/// Sends a device a command that points to no memory (`IORING_OP_URING_CMD`) and waits for its
+/// completion. The completion may come only with the end of the ring, which does not wait for it.
 ///
 /// # Errors
 /// The device's.
@@ -155,8 +154,8 @@ pub async fn device_command(
     count(op.await.1).map(drop)
 }
 
-/// Waits until a descriptor can be used: for sockets that were set to not block, on which the
-/// kernel does not wait by itself.
+/// Waits until a descriptor is ready: for non-blocking sockets, on which the kernel does not wait
+/// itself.
 async fn ready(fd: &Arc<OwnedFd>, events: i16) -> io::Result<()> {
     let events = u32::from(events.unsigned_abs());
     let entry = opcode::PollAdd::new(descriptor(fd), events).build();
@@ -165,10 +164,10 @@ async fn ready(fd: &Arc<OwnedFd>, events: i16) -> io::Result<()> {
     count(op.await.1).map(drop)
 }
 
-/// Waits for a connection to a listening socket.
+/// Accepts a connection on a listening socket.
 ///
 /// # Errors
-/// The kernel's; out of descriptors, for one.
+/// The kernel's; for example, no free descriptor.
 pub async fn accept(fd: &Arc<OwnedFd>) -> io::Result<OwnedFd> {
     loop {
         let entry = opcode::Accept::new(descriptor(fd), ptr::null_mut(), ptr::null_mut())
@@ -178,7 +177,7 @@ pub async fn accept(fd: &Arc<OwnedFd>) -> io::Result<OwnedFd> {
         let op = unsafe { start(OpKind::Accept, entry, Arc::clone(fd)) };
         let (_, result) = op.await;
         match count(result) {
-            // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+            // SAFETY: the kernel has just created this descriptor for us; nothing else owns it.
             Ok(_) => return Ok(unsafe { OwnedFd::from_raw_fd(result) }),
             Err(e) if interrupted(&e) => ready(fd, libc::POLLIN).await?,
             Err(e) => return Err(e),
@@ -186,7 +185,7 @@ pub async fn accept(fd: &Arc<OwnedFd>) -> io::Result<OwnedFd> {
     }
 }
 
-/// Memory that a socket's bytes can be received into.
+/// Memory into which a socket's bytes can be received.
 trait Target: 'static {
     fn bytes_mut(&mut self) -> &mut [u8];
 }
@@ -230,10 +229,10 @@ async fn recv_into<T: Target>(
     }
 }
 
-/// Receives what is there, at least one byte, into `range` of `buf`; 0 when the peer has closed.
+/// Receives at least one byte into `range` of `buf`; 0 if the peer has closed.
 ///
 /// # Panics
-/// When the range is not inside the vector.
+/// If the range is not inside the vector.
 pub async fn recv(
     fd: &Arc<OwnedFd>,
     buf: Vec<u8>,
@@ -242,11 +241,11 @@ pub async fn recv(
     recv_into(fd, buf, range, 0).await
 }
 
-/// Receives into `range` of `buf` until it is full; less when the peer has closed or a signal
-/// came between.
+/// Receives into `range` of `buf` until it is full; less if the peer has closed or a signal
+/// interrupted.
 ///
 /// # Panics
-/// When the range is not inside the buffer.
+/// If the range is not inside the buffer.
 pub async fn recv_buf(
     fd: &Arc<OwnedFd>,
     buf: Buf,
@@ -255,21 +254,21 @@ pub async fn recv_buf(
     recv_into(fd, buf, range, libc::MSG_WAITALL).await
 }
 
-/// One piece of what is sent.
+/// One part of a message to send.
 pub enum SendPart {
-    /// All of a vector.
+    /// All bytes of a vector.
     Bytes(Vec<u8>),
-    /// A part of a buffer.
+    /// A range of a buffer.
     Buf {
         /// The buffer.
         buf: Buf,
-        /// The bytes of it that are sent.
+        /// The bytes of it to send.
         range: Range<usize>,
     },
 }
 
 impl SendPart {
-    /// The bytes that are sent.
+    /// The bytes to send.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         match self {
@@ -324,6 +323,6 @@ pub async fn sleep(duration: Duration) {
     let entry = opcode::Timeout::new(&raw const *time).build();
     // SAFETY: the operation owns the boxed time.
     let op = unsafe { start(OpKind::Other, entry, time) };
-    // It ends with ETIME when the time is over: that is its success.
+    // ETIME means that the time is over: the success of a timeout.
     op.await;
 }

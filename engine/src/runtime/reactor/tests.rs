@@ -36,7 +36,7 @@ fn filled(byte: u8, blocks: usize) -> Buf {
 fn writes_syncs_and_reads_back() {
     let file = shared(tempfile::tempfile().unwrap());
     executor().block_on(async {
-        // More pieces than one operation takes, some of several blocks.
+        // More pieces than one operation accepts, some of several blocks.
         let bufs: Vec<Buf> =
             (0..1500_usize).map(|n| filled(n.to_le_bytes()[0], 1 + n % 2)).collect();
         let expected: Vec<u8> = bufs.iter().flat_map(|buf| buf.as_bytes().to_vec()).collect();
@@ -120,7 +120,7 @@ fn echo_over_a_socket_in_parts() {
             SendPart::Bytes(Vec::new()),
             SendPart::Buf { buf, range: 100..end },
         ];
-        // Far more than the socket holds, so both directions must make progress together.
+        // Far more than the socket buffers hold, so both directions must make progress together.
         let sender = Arc::clone(&ours);
         spawn_local(async move {
             let (parts, result) = send(&sender, parts).await;
@@ -193,7 +193,7 @@ fn accepts_connections() {
     client.join().unwrap();
 }
 
-/// Says when what an operation owns is freed.
+/// Records when an object that an operation owns is freed.
 struct Guard(Rc<Cell<bool>>);
 
 impl Drop for Guard {
@@ -213,7 +213,7 @@ fn a_dropped_operation_keeps_its_memory_until_it_completes() {
         let owned = (bytes, Guard(Rc::clone(&freed)), Arc::clone(&ours));
         // SAFETY: the operation owns the bytes and the descriptor.
         let mut op = unsafe { start(OpKind::Other, entry, owned) };
-        // In the kernel's hands, waiting for bytes.
+        // Now the kernel has it and waits for bytes.
         std::future::poll_fn(|context| {
             assert!(Pin::new(&mut op).poll(context).is_pending());
             Poll::Ready(())
@@ -222,11 +222,11 @@ fn a_dropped_operation_keeps_its_memory_until_it_completes() {
         submit_now();
         drop(op);
         assert!(!freed.get(), "the kernel may still write there");
-        // The cancel ends it.
+        // The cancel completes it.
         sleep(Duration::from_millis(1)).await;
         assert!(freed.get());
     });
-    // Nothing was eaten by the cancelled receive.
+    // The cancelled receive consumed nothing.
     theirs.write_all(b"x").unwrap();
     executor.block_on(async {
         let (bytes, result) = recv(&ours, vec![0; 4], 0..4).await;
@@ -275,7 +275,7 @@ fn an_unwanted_connection_is_closed() {
         drop(op);
         sleep(Duration::from_millis(1)).await;
     });
-    // The kernel had accepted at once; the descriptor is closed with the operation.
+    // The kernel had accepted at once; dropping the operation closes the descriptor.
     assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
 }
 
