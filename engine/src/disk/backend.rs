@@ -1,4 +1,4 @@
-//! Which implementation of [`Disk`] and [`RingMemory`] a pool file has on this thread.
+//! Selects the implementation of [`Disk`] and [`RingMemory`] for a pool file.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::runtime::reactor;
 
 impl PoolFile {
-    /// A [`Disk`] for the calling thread: on the thread's ring if it has one, else by system calls
-    /// that block it.
+    /// A [`Disk`] for the calling thread: on the thread's ring if it has one, otherwise with
+    /// blocking system calls.
     #[must_use]
     pub fn disk(self: &Arc<Self>) -> Rc<dyn Disk> {
         let file = Arc::clone(self);
@@ -24,11 +24,11 @@ impl PoolFile {
         }
     }
 
-    /// The memory of the pool's journal: a file in `directory` that is of this pool alone, with a
-    /// ring of `len` bytes when it is made anew.
+    /// The memory of the pool's journal: a file in `directory` that belongs to this pool only. A
+    /// new file gets a ring of `len` bytes.
     ///
     /// # Errors
-    /// The kernel's refusal.
+    /// The kernel's.
     pub fn map_ring(&self, directory: &Path, len: usize) -> Result<Box<dyn RingMemory>> {
         let shown = directory.display();
         let failed = |error| Error::io(format!("memory of the journal in {shown}"), error);

@@ -1,5 +1,5 @@
-//! A [`Disk`] by ordinary system calls, for threads that have no ring: tools that open a pool once
-//! and machines that bar io_uring. Each call blocks its thread, so there is no concurrency.
+//! A [`Disk`] with ordinary system calls, for threads without a ring: tools that open a pool once,
+//! and machines that forbid io_uring. Each call blocks its thread, so there is no concurrency.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use crate::runtime::clock::{blocking_sleep, real_now};
 use crate::runtime::{Buf, Clock, LocalFuture};
 use crate::units::{BlockNo, to_u64};
 
-/// Buffers in one system call: the kernel's UIO_MAXIOV.
+/// Maximum of buffers per system call: the kernel's UIO_MAXIOV.
 const PIECES_MAX: usize = 1024;
 
-/// A handle on the pool's file.
+/// A handle of the pool's file.
 pub struct BlockingDisk {
     file: Arc<PoolFile>,
 }
@@ -108,7 +108,7 @@ impl Disk for BlockingDisk {
 
     fn sync(&self) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
-            // Never tried again: the kernel reports a lost write once.
+            // Never retried: the kernel reports a lost write only once.
             let result = rustix::fs::fdatasync(self.file.fd());
             result.map_err(|e| Error::io(format!("sync of {}", self.file), e.into()))
         })

@@ -1,8 +1,8 @@
-//! The pool's file or block device: opened for direct I/O, locked for this process alone.
+//! The pool's file or block device, opened for direct I/O and locked for this process.
 //!
-//! The lock (`flock`) belongs to the open file, so it is held as long as any handle lives: a disk,
-//! the memory of the journal, or an I/O that is still in the kernel. A second process can therefore never
-//! open a pool into which a late write of the first may still fall.
+//! The lock (`flock`) belongs to the open file. It is held while any handle exists: a disk, the
+//! memory of the journal, or an I/O that is still in the kernel. So no second process can open a
+//! pool to which a late write of the first may still go.
 
 use std::fmt;
 use std::io;
@@ -23,21 +23,21 @@ use crate::units::{BLOCK_BYTES, BlockNo, Size, to_u64};
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 /// `BLKDISCARD`: _IO(0x12, 119).
 const BLKDISCARD: libc::c_ulong = 0x1277;
-/// Bytes given to the device in one discard, so that a thread is not held up for long.
+/// Maximum of bytes per discard, which bounds how long it blocks the thread.
 const DISCARD_BYTES_MAX: u64 = 64 << 20;
-/// Blocks written at once when a new file is filled.
+/// Blocks per write when a new file is filled.
 const FILL_BLOCKS: usize = 256;
 
-/// How the space of a new pool file is had.
+/// How the space of a new pool file is allocated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Allocate {
-    /// Only the size is set: the host's file system may run out of space later, which is a write
-    /// error to the pool.
+    /// Only the size is set. The host's file system may run out of space later, which is a write
+    /// error for the pool.
     #[default]
     Sparse,
-    /// The host's file system sets the space aside.
+    /// The host's file system reserves the space.
     Reserve,
-    /// Zeros are written everywhere: no later write changes the host's metadata.
+    /// Zeros are written to the whole file, so that no later write changes the host's metadata.
     Write,
 }
 
@@ -51,12 +51,12 @@ pub struct PoolFile {
 }
 
 impl PoolFile {
-    /// Makes a new file of `size_bytes`.
+    /// Creates a new file of `size_bytes`.
     ///
     /// # Errors
-    /// `Exists` when the path is taken (whatever is there is not touched), `NotFound` when its
-    /// directory is missing, `Invalid` for a size that is no whole number of blocks, `Io` when
-    /// there is no room.
+    /// `Exists` if the path exists (it is not changed), `NotFound` if its directory is missing,
+    /// `Invalid` for a size that is not a whole number of blocks, `Io` if there is not enough
+    /// space.
     pub fn create(path: &Path, size_bytes: u64, allocate: Allocate) -> Result<Self> {
         if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES) || size_bytes > POOL_BYTES_MAX
         {
@@ -77,7 +77,7 @@ impl PoolFile {
         let file = Self::locked(fd, path, false)?;
         let filled = file.fill(size_bytes, allocate).and_then(|()| sync_directory(path));
         if let Err(e) = filled {
-            // Ours, and made just now: half a pool file helps nobody.
+            // This call has just created the file, and an incomplete pool file is useless.
             let _ignored = rustix::fs::unlink(path);
             return Err(Error::io(format!("creation of {file} with {}", Size(size_bytes)), e));
         }
@@ -85,10 +85,10 @@ impl PoolFile {
         Ok(file)
     }
 
-    /// Whether `path` is a block device; if not, it is a regular file.
+    /// Whether `path` is a block device; otherwise it is a regular file.
     ///
     /// # Errors
-    /// `NotFound`; `Unsupported` when it is something else.
+    /// `NotFound`; `Unsupported` for any other type.
     pub fn block_device_at(path: &Path) -> Result<bool> {
         let kind = rustix::fs::stat(path).map_err(|e| open_error(path, e))?;
         match FileType::from_raw_mode(kind.st_mode) {
@@ -104,11 +104,11 @@ impl PoolFile {
     /// Opens an existing file or block device.
     ///
     /// # Errors
-    /// `NotFound`; `Busy` when another process has it; `Unsupported` when it cannot do direct I/O
-    /// or is neither a file nor a block device.
+    /// `NotFound`; `Busy` if another process has it open; `Unsupported` without direct I/O, or if
+    /// it is neither a file nor a block device.
     pub fn open(path: &Path) -> Result<Self> {
         let block_device = Self::block_device_at(path)?;
-        // On a block device this also keeps mounts and other exclusive users away.
+        // On a block device this also excludes mounts and other exclusive users.
         let exclusive = if block_device { OFlags::EXCL } else { OFlags::empty() };
         let fd = rustix::fs::open(path, open_flags() | exclusive, Mode::empty())
             .map_err(|e| open_error(path, e))?;
@@ -129,27 +129,27 @@ impl PoolFile {
         })
     }
 
-    /// Whole blocks of the file or device, in bytes.
+    /// Length in bytes, in whole blocks.
     #[must_use]
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes.load(Ordering::Acquire)
     }
 
-    /// The path it was opened by.
+    /// The path used to open it.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it is a block device (else a regular file).
+    /// Whether it is a block device; otherwise it is a regular file.
     #[must_use]
     pub fn is_block_device(&self) -> bool {
         self.block_device
     }
 
-    /// Whether the space of the file was set aside for it ([`Allocate::Reserve`] or
-    /// [`Allocate::Write`]): the host's file system has allocated as much as the file is long. A hole
-    /// in such a file would be space that others take and a later write does not get.
+    /// Whether the space of the file is reserved ([`Allocate::Reserve`] or [`Allocate::Write`]):
+    /// the host's file system has allocated its whole length. A hole punched in such a file would
+    /// give up space that a later write may not get again.
     ///
     /// # Errors
     /// The kernel's.
@@ -172,7 +172,7 @@ impl PoolFile {
         Error::io(format!("{doing} at {at} of {self}"), source)
     }
 
-    /// Checks that `len` bytes from `at` on are inside.
+    /// Checks that `len` bytes from `at` on are within the file.
     pub(super) fn check_range(&self, at: BlockNo, len: u64) -> Result<()> {
         let size = self.len_bytes();
         let end = at.get().checked_mul(BLOCK_BYTES).and_then(|start| start.checked_add(len));
@@ -184,14 +184,14 @@ impl PoolFile {
         }
     }
 
-    /// Checks a discard and turns it into bytes.
+    /// Checks a discard and converts it to bytes.
     pub(super) fn discard_range(&self, at: BlockNo, count: u64) -> Result<(u64, u64)> {
         let len = count.saturating_mul(BLOCK_BYTES);
         self.check_range(at, len)?;
         Ok((at.byte_offset(), len))
     }
 
-    /// Makes a regular file at least `len_bytes` long. A file whose space was set aside stays so.
+    /// Extends a regular file to at least `len_bytes`. A reserved file stays reserved.
     pub(super) fn extend(&self, len_bytes: u64) -> Result<()> {
         let fail = |e: io::Error| Error::io(format!("growth of {self} to {len_bytes} bytes"), e);
         let size = self.measure().map_err(fail)?;
@@ -214,7 +214,7 @@ impl PoolFile {
         Ok(())
     }
 
-    /// Discards a range of a block device. Blocks the thread, a piece at a time.
+    /// Discards a range of a block device, in pieces. Blocks the thread.
     pub(super) fn discard_device(&self, at: BlockNo, offset: u64, len: u64) -> Result<()> {
         let mut done = 0;
         while done < len {
@@ -230,7 +230,7 @@ impl PoolFile {
         Ok(())
     }
 
-    /// Size in whole blocks as the kernel sees it now.
+    /// Current size in whole blocks, from the kernel.
     fn measure(&self) -> io::Result<u64> {
         let size = if self.block_device {
             let mut size = 0_u64;
@@ -253,7 +253,7 @@ impl PoolFile {
                 rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), 0, size)?;
             }
             Allocate::Write => {
-                // Reserved first, so that there is either room for all of it or an error at once.
+                // Reserved first: then either there is room for all of it, or this fails at once.
                 rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), 0, size)?;
                 let zeros = Buf::zeroed(FILL_BLOCKS);
                 let mut at = 0;
@@ -305,7 +305,7 @@ fn open_error(path: &Path, error: rustix::io::Errno) -> Error {
     }
 }
 
-/// A new file that has no directory to be in.
+/// The error for a new file whose directory does not exist.
 fn missing_parent(path: &Path) -> Error {
     let parent = parent(path).display();
     Error::new(
@@ -321,7 +321,7 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Makes the name of a new file durable.
+/// Makes the directory entry of a new file durable.
 fn sync_directory(path: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(parent(path), flags, Mode::empty())?;

@@ -1,5 +1,5 @@
-//! [`RingMemory`] as a file that is mapped and never synced: a store is a copy into memory of the
-//! kernel's, which keeps it when the process dies. The file belongs into a file system in memory.
+//! [`RingMemory`] as a file that is mapped and never synced. A store copies into memory of the
+//! kernel, which survives the process. The file should be on a file system in memory.
 //!
 //! ```text
 //!  0        8              24        32        32+40     32+2*40       4096             4096+len
@@ -7,11 +7,12 @@
 //!  | magic  | boot id      | current | mark 0  | mark 1  |             |                    |
 //!  +--------+--------------+---------+---------+---------+-------------+--------------------+
 //! ```
-//! Integers are of the machine's order: nobody but the machine that wrote the file, and only until
-//! it is started again, believes it. That is what the boot id is for: a file system that is not in
-//! memory brings back an old file after a power failure, and only parts of what was stored last.
+//! Integers are in native byte order, because the file is valid only on the machine that wrote it,
+//! until that machine is rebooted. The boot id ensures this: after a power failure, a file system
+//! that is not in memory returns an old file with only parts of the last stores.
 //!
-//! Only one process uses the file: its name is the pool's device and inode, and the pool is locked.
+//! Only one process uses the file: its name is derived from the pool's device and inode, and the
+//! pool is locked.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -31,32 +32,32 @@ use crate::units::{BLOCK_SIZE, to_u64, to_usize};
 
 const MAGIC: u64 = u64::from_ne_bytes(*b"PandoRg1");
 
-/// What the file begins with.
+/// The start of the file.
 #[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct Header {
     magic: u64,
     boot: [u8; 16],
-    /// Which mark counts: 0 or 1.
+    /// Index of the valid mark: 0 or 1.
     current: u64,
     marks: [RingMark; 2],
 }
 
 const _: () = assert!(size_of::<RingMark>() == 40 && size_of::<Header>() == 112);
 
-/// The mapped ring. One writer, behind the journal's lock.
+/// The mapped ring. It has one writer, behind the journal's lock.
 pub struct MappedRing {
     memory: MmapMut,
-    /// Keeps the pool locked for as long as its newest records can be changed through here.
+    /// Keeps the pool locked while its newest records can be changed through this ring.
     _pool: Arc<OwnedFd>,
 }
 
 impl MappedRing {
-    /// Maps the file `name` in `directory`. One that this machine wrote since it was started is
-    /// taken as it is, whatever its length; any other is made anew, with a ring of `len` bytes.
+    /// Maps the file `name` in `directory`. A file that this machine wrote since it was booted is
+    /// kept, whatever its length. Any other file is created anew, with a ring of `len` bytes.
     ///
     /// # Errors
-    /// The kernel's: no directory, no space.
+    /// The kernel's: for example a missing directory, or no space.
     pub fn open(directory: &Path, name: &str, len: usize, pool: Arc<OwnedFd>) -> io::Result<Self> {
         assert!(len > 0 && len.is_multiple_of(BLOCK_SIZE), "a ring of {len} bytes");
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -89,10 +90,10 @@ impl MappedRing {
     }
 }
 
-/// Makes the file anew. Its magic comes last, in case that the process dies meanwhile.
+/// Creates the file. Its magic is written last, in case the process dies meanwhile.
 fn make(mut file: &File, boot: [u8; 16], len: usize) -> io::Result<()> {
     file.set_len(0)?;
-    // Written, not only made long: a store must not be what finds out that memory is short.
+    // Written, not only extended: running out of memory must not surface at a store.
     let zeros = vec![0; BLOCK_SIZE + len];
     file.write_all(&zeros)?;
     let header = Header { boot, ..Header::default() };
@@ -101,12 +102,12 @@ fn make(mut file: &File, boot: [u8; 16], len: usize) -> io::Result<()> {
 }
 
 fn map(file: &File) -> io::Result<MmapMut> {
-    // SAFETY: the file is private to this user (its directory is of mode 0700, it of 0600), and to
-    // this process for as long as the pool is locked: nobody else changes its bytes or its length.
+    // SAFETY: the file is private to this user (its directory has mode 0700, the file 0600) and to
+    // this process while the pool is locked, so nothing else changes its bytes or its length.
     unsafe { MmapMut::map_mut(file) }
 }
 
-/// Different after every start of the machine.
+/// Differs after every boot of the machine.
 fn boot_id() -> io::Result<[u8; 16]> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let id = uuid::Uuid::try_parse(text.trim()).map_err(io::Error::other)?;
@@ -132,7 +133,7 @@ impl RingMemory for MappedRing {
     }
 
     fn set_mark(&mut self, mark: &RingMark) {
-        // A process dies between two instructions, so their order is all that counts.
+        // A process dies between two instructions, so only their order matters.
         let other = 1 - (self.header().current & 1);
         let at = offset_of!(Header, marks) + to_usize(other) * size_of::<RingMark>();
         compiler_fence(Ordering::SeqCst);
@@ -163,7 +164,7 @@ mod tests {
             assert_eq!(ring.mark().head, head);
         }
         drop(ring);
-        // It was made with another length, and stays as it is.
+        // The file was created with another length, which it keeps.
         let ring = open(directory.path(), 9 * BLOCK_SIZE);
         let mut out = [0; 4];
         ring.load(2 * BLOCK_SIZE - 4, &mut out);
@@ -187,7 +188,7 @@ mod tests {
             (3 * BLOCK_SIZE, RingMark::default(), [0])
         );
         drop(ring);
-        // So is one that is no ring.
+        // A file that is no ring is created anew, too.
         std::fs::write(directory.path().join("rings/1-2"), [1; 3 * BLOCK_SIZE]).unwrap();
         assert_eq!(open(directory.path(), BLOCK_SIZE).len_bytes(), BLOCK_SIZE);
         std::fs::write(directory.path().join("rings/1-2"), [1; 77]).unwrap();

@@ -1,5 +1,5 @@
-//! A disk in memory, for benchmarks and tests of what lies above: a read or write is a copy, and
-//! its future is ready at once. Nothing is ever lost; faults are the simulated disk's matter.
+//! A disk in memory, for benchmarks and tests of the layers above: a read or write is a copy, and
+//! its future is ready at once. It loses nothing and has no faults; the simulated disk has.
 
 use std::cell::RefCell;
 use std::future::ready;
@@ -15,24 +15,24 @@ use crate::runtime::sync::Mutex;
 use crate::runtime::{Buf, Clock, LocalFuture};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, BlockNo, to_usize};
 
-/// Blocks that get their memory together, when the first of them is written.
+/// Blocks whose memory is allocated together, with the first write to one of them.
 const CHUNK_BLOCKS: u64 = 256;
 
-/// A disk in memory. Cheap to clone; all clones are the same disk.
+/// A disk in memory. Cheap to clone; all clones share one disk.
 #[derive(Clone)]
 pub struct MemDisk {
     content: Rc<RefCell<Content>>,
 }
 
 struct Content {
-    /// `None` is zeros.
+    /// `None` stands for zeros.
     chunks: Vec<Option<Box<[u8]>>>,
     len_blocks: u64,
     ring: Option<Arc<Mutex<HeapRing>>>,
 }
 
 impl MemDisk {
-    /// A disk of `len_bytes` (whole blocks) of zeros. Takes memory only for what is written.
+    /// A disk of `len_bytes` (whole blocks) of zeros. Allocates memory only for written chunks.
     #[must_use]
     pub fn new(len_bytes: u64) -> Self {
         let mut content = Content { chunks: Vec::new(), len_blocks: 0, ring: None };
@@ -46,8 +46,8 @@ impl MemDisk {
         Rc::new(self.clone())
     }
 
-    /// The memory of the journal, as [`super::PoolFile::map_ring`]: the same for whoever asks
-    /// later, as after the death of a process.
+    /// The memory of the journal, as [`super::PoolFile::map_ring`]: every call returns the same
+    /// memory, as after the death of a process.
     ///
     /// # Errors
     /// Never.
@@ -190,7 +190,7 @@ mod tests {
             disk.extend(1001 * BLOCK_BYTES).await.unwrap();
             disk.write(BlockNo::new(999), vec![filled(1, 2)]).await.unwrap();
         });
-        // A later process finds the memory of the journal as it was.
+        // A later process finds the memory of the journal unchanged.
         memory.map_ring(BLOCK_SIZE).unwrap().store(7, &[3]);
         let mut out = [0];
         memory.map_ring(BLOCK_SIZE).unwrap().load(7, &mut out);

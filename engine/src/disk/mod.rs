@@ -1,8 +1,9 @@
-//! L1: all access to the pool's blocks goes through [`Disk`], so that a simulated disk can stand in
-//! for the real one and the whole engine runs in one thread from a seed.
+//! L1: all access to the pool's blocks goes through [`Disk`]. So a simulated disk can replace the
+//! real one, and the whole engine can run in one thread, reproducibly from a seed.
 //!
-//! A `Disk` belongs to one thread: whoever awaits an I/O awaits it on the ring of its own thread.
-//! Buffers go in by value and come back, so that a dropped future can never leave the kernel with
+//! A `Disk` belongs to one thread: an I/O is awaited on the ring of that thread. Buffers are passed
+//! by value and returned, so a dropped future never leaves the kernel with a pointer into freed
+//! memory.
 //! a pointer into freed memory.
 
 mod backend;
@@ -22,26 +23,25 @@ use crate::units::BlockNo;
 pub use file::{Allocate, PoolFile};
 pub use ring::{HeapRing, RingMark, RingMemory};
 
-/// The narrow waist to the device, with the time of its thread. All lengths are whole blocks.
+/// The interface to the device, with the clock of its thread. All lengths are whole blocks.
 pub trait Disk: Clock {
     /// Length of the device in bytes (a block device or a regular file).
     fn len_bytes(&self) -> u64;
 
-    /// Fills the whole of `buf` from `at` on. Short reads are retried; reading past the end is an
-    /// error. The buffer comes back in either case.
+    /// Fills all of `buf` from block `at` on. Short reads are retried; reading past the end is an
+    /// error. Returns the buffer in either case.
     fn read(&self, at: BlockNo, buf: Buf) -> LocalFuture<'_, (Buf, Result<()>)>;
 
-    /// Writes `bufs` one behind the other from `at` on. Complete when the device has taken the
-    /// data; durable after the next [`Disk::sync`] that is called after this completed.
+    /// Writes `bufs` consecutively from block `at` on. Completes when the device has taken the
+    /// data. The data is durable after a [`Disk::sync`] that is called after this completed.
     fn write(&self, at: BlockNo, bufs: Vec<Buf>) -> LocalFuture<'_, Result<()>>;
 
-    /// Makes every write that completed before the call durable. A barrier for those only.
+    /// Makes every write durable that completed before the call, and only those.
     fn sync(&self) -> LocalFuture<'_, Result<()>>;
 
-    /// Tells the device that `count` blocks from `at` on hold nothing (trim, punch hole).
+    /// Discards `count` blocks from `at` on (trim, punch hole): their content is no longer needed.
     fn discard(&self, at: BlockNo, count: u64) -> LocalFuture<'_, Result<()>>;
 
-    /// Makes the backing file at least `len_bytes` long; an error on a block device that is
-    /// shorter.
+    /// Extends a backing file to at least `len_bytes`. Fails on a block device that is shorter.
     fn extend(&self, len_bytes: u64) -> LocalFuture<'_, Result<()>>;
 }

@@ -1,13 +1,13 @@
-//! Memory that outlives the process: in it the newest records of the journal wait for the flush
-//! that writes them to the pool.
+//! Memory that survives the process. The newest records of the journal stay in it until a flush
+//! writes them to the pool.
 //!
 //! ```text
-//!  mark: whose records these are, and  synced ........ head     (positions in the log)
+//!  mark: pool of the records, and      synced ........ head     (positions in the log)
 //!                                        |               |
 //!  bytes, a ring:                 [......r r r r r r r r .......]
 //! ```
-//! A store survives SIGKILL at once. It never reaches the disk by itself, so a power failure takes
-//! all of it away, and what is left is what the last flush has written.
+//! A store survives SIGKILL at once. It never reaches the disk by itself, so after a power failure
+//! only what the last flush wrote is left.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::runtime::sync::Mutex;
 
-/// Whose records a memory holds, and which part of the log.
+/// Identifies the pool of the records in the memory, and the part of the log.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -23,37 +23,37 @@ use crate::runtime::sync::Mutex;
 pub struct RingMark {
     /// UUID of the pool.
     pub pool: [u8; 16],
-    /// Salt of its records: it changes whenever the pool is opened.
+    /// Salt of its records: it changes every time the pool is opened.
     pub salt: u32,
-    /// A checkpoint that was durable when the mark was set. A pool with an older one is an older
-    /// copy of that pool.
+    /// Generation of a checkpoint that was durable when the mark was set. A pool at an older
+    /// generation is an older copy of that pool.
     pub generation: u32,
-    /// Position in the log up to which it is durable in the pool: a block border.
+    /// Position in the log up to which the pool has it durably: a block boundary.
     pub synced: u64,
-    /// Position of the log's end.
+    /// Position of the end of the log.
     pub head: u64,
 }
 
-/// Memory for the end of a log. The byte at a position of the log is at that position modulo the
-/// length of the memory.
+/// Memory for the end of a log. The byte at a position of the log is stored at that position modulo
+/// the length of the memory.
 pub trait RingMemory: Send {
-    /// Bytes of the ring; a whole number of blocks.
+    /// Bytes of the ring: a whole number of blocks.
     fn len_bytes(&self) -> usize;
 
-    /// Copies `bytes` to `offset`; the range lies inside the ring.
+    /// Copies `bytes` to `offset`; the range must be inside the ring.
     fn store(&mut self, offset: usize, bytes: &[u8]);
 
-    /// Fills `out` from `offset` on; the range lies inside the ring.
+    /// Fills `out` from `offset` on; the range must be inside the ring.
     fn load(&self, offset: usize, out: &mut [u8]);
 
-    /// The mark, as it was set last, by this process or by one before.
+    /// The last mark that was set, by this process or an earlier one.
     fn mark(&self) -> RingMark;
 
-    /// Replaces the mark: whole or not at all, and never before the bytes that were stored before.
+    /// Replaces the mark atomically, and not before the bytes that were stored earlier.
     fn set_mark(&mut self, mark: &RingMark);
 }
 
-/// A ring in ordinary memory, which dies with the process.
+/// A ring in ordinary memory: it does not survive the process.
 #[derive(Clone, Debug)]
 pub struct HeapRing {
     bytes: Vec<u8>,
@@ -86,7 +86,7 @@ impl RingMemory for HeapRing {
     }
 }
 
-/// A ring that several may hold, one behind the other, as processes do.
+/// A ring that several owners use in turn, as successive processes do.
 impl RingMemory for Arc<Mutex<HeapRing>> {
     fn len_bytes(&self) -> usize {
         self.lock().len_bytes()

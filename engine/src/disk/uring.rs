@@ -12,15 +12,15 @@ use crate::runtime::executor::end_of_turn;
 use crate::runtime::{Buf, Clock, LocalFuture, reactor};
 use crate::units::{BlockNo, to_u64};
 
-/// Longest usual sync that a shard's thread may be held up by.
+/// Longest average sync that a shard's thread may run inline.
 const INLINE_SYNC_MAX: Duration = Duration::from_micros(250);
-/// Short counts and interruptions of one read that are taken as ordinary.
+/// Short reads and interruptions of one read that are tolerated.
 const READ_TRIES_MAX: u32 = 64;
 
-/// One thread's handle on the pool's file.
+/// One thread's handle of the pool's file.
 pub struct UringDisk {
     file: Arc<PoolFile>,
-    /// How long syncs take here: a running mean over about eight of them.
+    /// How long syncs take: a running mean of about eight of them.
     sync_time: Cell<Duration>,
 }
 
@@ -53,13 +53,13 @@ impl UringDisk {
         (buf, Err(self.file.failed("read", at, short)))
     }
 
-    /// Runs the sync and learns how long syncs take.
+    /// Runs a sync and records how long it took.
     async fn timed_sync(&self) -> std::io::Result<()> {
-        // The others of this turn queue their I/O first.
+        // Other tasks of this turn queue their I/O first.
         end_of_turn().await;
-        // The ring hands every sync to a worker thread, because it blocks: two wake-ups of another
-        // core, 25 to 40 us on a virtual machine. While nothing else of this thread's disk I/O is
-        // under way and syncs are short, the thread does it itself.
+        // The ring passes every sync to a worker thread, because a sync blocks. That costs two
+        // wake-ups of another core, 25 to 40 us on a virtual machine. If this thread has no other
+        // disk I/O under way and syncs are short, it runs the sync itself.
         let inline = reactor::disk_ops_in_flight() == 0 && self.sync_time.get() <= INLINE_SYNC_MAX;
         let start = Instant::now();
         let result = if inline {

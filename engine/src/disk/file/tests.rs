@@ -49,7 +49,7 @@ async fn reads_and_writes() {
         let (buf, result) = disk.read(BlockNo::new(3), Buf::new(2)).await;
         result.unwrap();
         assert_eq!([buf.as_bytes()[0], buf.as_bytes()[BLOCK_SIZE]], [0, 2]);
-        // More buffers than one call takes.
+        // More buffers than one call accepts.
         let many = (0..1100_usize).map(|n| filled(n.to_le_bytes()[0], 1 + n % 2)).collect();
         disk.write(BlockNo::new(16), many).await.unwrap();
         let (buf, result) = disk.read(BlockNo::new(16), Buf::new(1650)).await;
@@ -99,7 +99,7 @@ fn never_overwrites_and_leaves_nothing_half_made() {
     assert_eq!(file.len_bytes(), 4 * BLOCK_BYTES);
     let other = directory.path().join("other");
     assert!(PoolFile::create(&other, 1000, Allocate::Sparse).is_err());
-    // More than the host has: refused, and the file is gone again.
+    // More than the host has: refused, and the file is removed again.
     assert!(PoolFile::create(&other, POOL_BYTES_MAX, Allocate::Reserve).is_err());
     assert_eq!(PoolFile::open(&other).unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(PoolFile::open(directory.path()).unwrap_err().kind(), ErrorKind::Unsupported);
