@@ -1,77 +1,77 @@
-//! What is left on the disk after the power has failed, or after the process was killed.
+//! The content of the disk after a power failure, or after the process was killed.
 //!
 //! ```text
-//!   durable image                      what a sync has covered
-//!   + pieces, oldest first             each landed or not, whole or in part, by the plan
+//!   durable image                      what syncs have covered
+//!   + pieces, oldest first             each landed or not, in whole or in part, by the plan
 //!   = image after the cut
 //! ```
-//! A piece is a write to one block, or a store to one block of the journal's ring, that no sync
-//! has covered. The ring's block is kept as it was after each store, because the kernel may write
+//! A piece is a write to one block, or a store to one block of the journal's ring, that no sync has
+//! covered. Each store to the ring keeps its version of the block, because the kernel may write
 //! such a page back at any time.
 
 use super::image::{ALL_SECTORS, Bytes, Content, Image, SECTOR_SIZE, SECTORS, SectorMask, sectors};
 use super::rng::Rng;
 
-/// A write to (a part of) one block that is not durable yet.
+/// A write to (part of) one block that is not durable yet.
 #[derive(Clone)]
 pub(super) struct Piece {
-    /// The write that it is a part of.
+    /// The number of the write that it is part of.
     pub(super) write: u64,
     pub(super) block: u64,
     pub(super) content: Content,
-    /// The sectors that are written.
+    /// The sectors that it writes.
     pub(super) mask: SectorMask,
     pub(super) stage: Stage,
 }
 
-/// How far a piece has come.
+/// Progress of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// The device has not answered.
+    /// The device has not completed it.
     InFlight,
-    /// The device has taken it, but nobody has heard so yet.
+    /// The device has completed it, but the completion was not delivered yet.
     Completed,
-    /// Whoever wrote it knows, since this moment: a sync asked for later covers it.
+    /// The completion was delivered at this moment: a sync requested later covers it.
     Delivered(u64),
-    /// A sync that covered it has failed: it may be on the disk or not, and no later sync of this
-    /// process helps.
+    /// A sync that covered it has failed. It may be on the disk or not, and no later sync of this
+    /// process makes it durable.
     Orphaned,
 }
 
-/// What counts as one thing that lands or not.
+/// Unit that lands as a whole or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grain {
     /// A sector of 512 bytes of a write.
     Sector,
-    /// A block of a write, or what one store changed in one block of the ring.
+    /// A block of a write, or the change of one store to one block of the ring.
     Block,
 }
 
-/// Which of the pieces that no sync has covered survive the power loss. Numbers count the things
-/// of a [`Grain`] in the order in which they were written.
+/// Which of the pieces that no sync has covered survive the power failure. Numbers count units of a
+/// [`Grain`] in the order in which they were written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CutPlan {
     /// None.
     KeepNone,
     /// All.
     KeepAll,
-    /// The first so many.
+    /// The first units, this many.
     Prefix(Grain, usize),
-    /// This one.
+    /// Only this unit.
     OnlyOne(Grain, usize),
-    /// All but this one.
+    /// All except this unit.
     AllBut(Grain, usize),
-    /// Those whose bit is set (the first 64; the others do not survive).
+    /// The units whose bit is set (of the first 64; the others do not survive).
     Mask(Grain, u64),
-    /// Chosen by a seed; a block whole, not at all, or some sectors of it.
+    /// Chosen by a seed: of each block all sectors, none, or some.
     Subset(u64),
-    /// As `Subset`, and some sectors are partly old, or partly or wholly garbage.
+    /// As `Subset`, but some sectors are partly old, or partly or wholly garbage.
     Torn(u64),
-    /// As `Subset`, and some blocks that the device was just writing are wholly garbage.
+    /// As `Subset`, but some blocks of writes in flight are wholly garbage.
     Garbled(u64),
 }
 
-/// Things of a grain in `pieces`.
+/// Number of units of a grain in `pieces`.
 pub(super) fn count(pieces: &[Piece], grain: Grain) -> usize {
     match grain {
         Grain::Block => pieces.len(),
@@ -79,9 +79,8 @@ pub(super) fn count(pieces: &[Piece], grain: Grain) -> usize {
     }
 }
 
-/// The durable image with those of the pieces on it that the plan lets survive. A growth of the
-/// file that no sync has covered survives if everything does, or if something beyond the old end
-/// does.
+/// The durable image with the pieces that survive by the plan. A growth of the file that no sync
+/// has covered survives if all pieces do, or if a piece beyond the old end does.
 pub(super) fn apply(durable: &Image, pieces: &[Piece], len_blocks: u64, plan: CutPlan) -> Image {
     let mut image = durable.clone();
     match plan {
@@ -131,8 +130,8 @@ enum Damage {
     Blocks,
 }
 
-/// A random survival. The inclination to land is itself chosen, so that nearly nothing, about half
-/// and nearly everything all happen; pieces of one write mostly share their fate.
+/// Lets random pieces survive. The probability to land is itself random, so that almost none, about
+/// half and almost all occur. Pieces of one write mostly share their fate.
 fn choose(image: &mut Image, pieces: &[Piece], rng: &mut Rng, damage: Damage) {
     let inclination = [1, 4, 8, 12, 15][usize::from(rng.bits().to_le_bytes()[0] % 5)];
     let tears = if rng.chance(8) { rng.below(6) } else { 0 };
@@ -163,8 +162,9 @@ fn choose(image: &mut Image, pieces: &[Piece], rng: &mut Rng, damage: Damage) {
     }
 }
 
-/// Sectors that did not land whole: a quarter stays old, in the others the left part, the right
-/// part or all of the sector becomes new bytes or garbage (the distribution of FoundationDB).
+/// Tears sectors that did not land whole: a quarter of them stays old; in the others the left part,
+/// the right part or all of the sector becomes new bytes or garbage (the distribution of
+/// FoundationDB).
 fn tear_sectors(image: &mut Image, piece: &Piece, mask: SectorMask, rng: &mut Rng) {
     static ZEROS: Bytes = [0; SECTOR_SIZE * SECTORS];
     let new = piece.content.as_ref().map_or(&ZEROS, |content| content.bytes());
@@ -193,16 +193,16 @@ fn garble(bytes: &mut [u8], rng: &mut Rng) {
     }
 }
 
-/// What a killed process leaves: all that the device has taken and all stores to the ring stay,
-/// still not durable; writes under way land or not.
+/// The pieces after a kill of the process: completed writes and all stores to the ring stay, still
+/// not durable; writes in flight land or not.
 pub(super) fn after_kill(pieces: &[Piece], seed: u64) -> Vec<Piece> {
     let mut rng = Rng::new(seed);
     let mut left = Vec::with_capacity(pieces.len());
     for piece in pieces {
         let mut piece = piece.clone();
-        // Moments of the old life mean nothing in the next one: all of them are before it.
+        // Moments of the old process mean nothing in the next one: all are before its start.
         match piece.stage {
-            // The next process reads what the device has, so it is lost at once or not at all.
+            // The next process reads from the device, so the piece is lost now or never.
             Stage::Orphaned if rng.chance(8) => continue,
             Stage::Orphaned => piece.stage = Stage::Delivered(0),
             Stage::Delivered(_) | Stage::Completed => piece.stage = Stage::Delivered(0),
@@ -220,7 +220,7 @@ pub(super) fn after_kill(pieces: &[Piece], seed: u64) -> Vec<Piece> {
     left
 }
 
-/// What a reader sees, who reads through the caches.
+/// The content that a read through the caches returns.
 pub(super) fn seen(durable: &Image, pieces: &[Piece], len_blocks: u64) -> Image {
     let mut image = durable.clone();
     image.extend(len_blocks);

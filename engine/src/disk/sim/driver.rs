@@ -1,4 +1,4 @@
-//! The life of an I/O on a simulated disk.
+//! The life cycle of an I/O on a simulated disk.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub(super) enum Work {
         at: u64,
         count: u64,
     },
-    /// Also a discard. Its pieces have this number.
+    /// A write or a discard; the number of its pieces.
     Write(u64),
     Sync {
         asked_at: u64,
@@ -41,13 +41,13 @@ pub(super) enum Outcome {
 pub(super) enum Progress {
     InFlight(Option<Waker>),
     Over(Outcome),
-    /// Nobody waits for it any more.
+    /// The future was dropped.
     Abandoned,
 }
 
 pub(super) struct Op {
     op: FaultOp,
-    /// The blocks that it was asked for.
+    /// The first block of the request.
     at: u64,
     blocks: u64,
     work: Work,
@@ -55,35 +55,36 @@ pub(super) struct Op {
     pub(super) progress: Progress,
 }
 
-/// The disk.
+/// State of the disk.
 pub(super) struct State {
     pub(super) rng: Rng,
     options: SimOptions,
     pub(super) durable: Image,
-    /// What a read sees: durable and completed.
+    /// The content that a read returns: durable and completed writes.
     pub(super) current: Image,
-    /// What is not durable, in the order in which it was asked for.
+    /// Writes that are not durable, in the order of the requests.
     pub(super) pieces: Vec<Piece>,
-    /// The memory of the journal; empty before somebody asks for it.
+    /// The memory of the journal; empty before the first request for it.
     pub(super) ring: HeapRing,
     pub(super) ops: Slab<Op>,
-    /// What may complete next.
+    /// Operations that can complete next.
     in_flight: Vec<usize>,
-    /// What takes its time, and when that is over.
+    /// Slow operations, with the time at which each becomes ready to complete.
     slow: Vec<(Duration, usize)>,
-    /// Operations that never complete.
+    /// Number of operations that never complete.
     hung: u64,
     next_write: u64,
-    /// Orders deliveries and syncs. Moment 0 is before everything in this life.
+    /// Logical time that orders deliveries and syncs. Moment 0 is before everything in this
+    /// process.
     now: u64,
     pub(super) events: u64,
     pub(super) cut_at: Option<u64>,
     pub(super) halted: bool,
-    /// Everybody waits for operations that never complete.
+    /// Whether every task waits for operations that never complete.
     pub(super) stuck: bool,
-    /// A sync has failed: what it was to cover may be lost.
+    /// Whether a sync has failed: the writes that it covered may be lost.
     pub(super) flush_failed: bool,
-    /// Operations asked for, by sort.
+    /// Number of requested operations, by kind.
     pub(super) asked: BTreeMap<FaultOp, u64>,
     pub(super) faults: Faults,
     pub(super) trace: u64,
@@ -138,7 +139,7 @@ impl State {
         self.trace = (self.trace ^ what).wrapping_mul(0x0000_0100_0000_01B3).rotate_left(17);
     }
 
-    /// Counts an event; false if the power fails instead.
+    /// Counts an event; returns false if the power fails instead.
     fn event(&mut self) -> bool {
         if self.cut_at == Some(self.events) {
             self.halted = true;
@@ -160,7 +161,8 @@ impl State {
         }
     }
 
-    /// What is being discarded is nobody's: to write it is a race, to read it a use.
+    /// Checks that an operation does not touch blocks being discarded: writing them is a race, and
+    /// reading them means that they are in use.
     fn check_apart(&self, op: FaultOp, at: u64, blocks: u64) {
         for (_, other) in &self.ops {
             let meet = at < other.at + other.blocks && other.at < at + blocks;
@@ -208,7 +210,7 @@ impl State {
         Some(key)
     }
 
-    /// Where an operation on `blocks` blocks at `at` really goes.
+    /// The block at which an operation on `blocks` blocks at `at` really happens, by its fault.
     fn place(&self, effect: Option<Effect>, at: u64, blocks: u64) -> u64 {
         match effect {
             Some(Effect::Misdirected { to }) => to.get(),
@@ -220,7 +222,7 @@ impl State {
         }
     }
 
-    /// Adds the blocks of a write that has been submitted.
+    /// Adds the pieces of a write that has been submitted.
     pub(super) fn add_pieces(&mut self, key: Option<usize>, at: u64, blocks: Vec<Content>) {
         let Some(key) = key else { return };
         let Op { work: Work::Write(write), effect, .. } = self.ops[key] else { return };
@@ -233,8 +235,8 @@ impl State {
         }
     }
 
-    /// Completes one I/O, or lets the power fail; without any, time passes. Returns whom to wake;
-    /// `None` if nobody waits for time, or for an I/O that ends.
+    /// Completes one I/O, or makes the power fail; if there is no I/O, time passes. Returns the
+    /// wakers to call; `None` if no task waits for time or for an I/O that will complete.
     pub(super) fn go_on(&mut self) -> Option<Vec<Waker>> {
         let mut woken = Vec::new();
         self.end_slow();
@@ -255,7 +257,7 @@ impl State {
         Some(woken)
     }
 
-    /// What has taken its time completes like any other.
+    /// Makes slow operations ready whose time is over; they complete like any other.
     fn end_slow(&mut self) {
         let now = self.timers.now();
         let Self { slow, in_flight, .. } = self;
@@ -319,7 +321,7 @@ impl State {
         }
     }
 
-    /// A write is over: its pieces are in the cache, or were never written.
+    /// Ends a write: its pieces are in the cache, or were never written.
     fn land(&mut self, write: u64, stage: Option<Stage>) {
         let Self { pieces, current, .. } = self;
         pieces.retain_mut(|piece| {
@@ -338,7 +340,7 @@ impl State {
         let Self { pieces, durable, .. } = self;
         durable.extend(len_blocks);
         let covers = |piece: &Piece| matches!(piece.stage, Stage::Delivered(at) if at < asked_at);
-        // What a device has given up, or a flush has lost, never replaces what came later.
+        // A piece that the device dropped or a failed sync lost must never replace a later one.
         let mut number = 0;
         while let Some(orphan) = pieces.get(number) {
             let later = |later: &Piece| later.block == orphan.block && covers(later);
@@ -366,7 +368,7 @@ impl State {
         }
     }
 
-    /// Hands the outcome over: from now on a sync covers what was written.
+    /// Delivers the outcome: a sync requested from now on covers the write.
     pub(super) fn take(&mut self, key: usize) -> Option<Outcome> {
         let op = self.ops.remove(key);
         if let Work::Write(write) = op.work {
@@ -392,8 +394,8 @@ fn failure(effect: Option<Effect>) -> Outcome {
     }
 }
 
-/// Delivers one completion, or lets time pass, whenever nothing else is to be done; or sleeps, when
-/// a thread of its own does that (`served.rs`).
+/// Delivers one completion, or lets time pass, whenever no task is ready. It only sleeps while a
+/// thread of its own does the I/O (`served.rs`).
 pub struct SimDriver {
     state: Arc<Mutex<State>>,
     parker: Parker,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::units::BlockNo;
 
-/// What a fault happens to.
+/// Kind of operation that a fault hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultOp {
     /// A read.
@@ -17,63 +17,62 @@ pub enum FaultOp {
     Discard,
 }
 
-/// What goes wrong.
+/// Effect of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// The operation fails with `errno` (EIO, ENOSPC). A write that has `landed` is on the disk all
-    /// the same; without it nothing is. After a failed sync what it was to cover may be on the disk
-    /// or not, and no later sync of this process makes it durable. (What is lost of it the next
-    /// process does not see: it reads the device, past all caches of the host.)
+    /// The operation fails with `errno` (EIO, ENOSPC). A write that has `landed` is on the disk
+    /// anyway, otherwise nothing of it is. After a failed sync the covered writes may be on the
+    /// disk or not, and no later sync of this process makes them durable. (The next process does
+    /// not see the lost ones: it reads from the device, not through the caches of the host.)
     Error {
-        /// What the caller gets.
+        /// The error that the caller gets.
         errno: i32,
-        /// Whether a write or discard happened all the same.
+        /// Whether a write or discard happens anyway.
         landed: bool,
     },
-    /// A write or discard is acknowledged and never happens. A sync is acknowledged and covers
+    /// A write or discard is acknowledged but never happens; a sync is acknowledged but covers
     /// nothing.
     Lost,
-    /// A write goes to another place, a read comes from there.
+    /// A write goes to another place; a read comes from there.
     Misdirected {
-        /// The first block that is hit; the operation must fit there.
+        /// The first block there; the operation must fit.
         to: BlockNo,
     },
-    /// A write goes so many blocks further on (or back), a read comes from there; not beyond the
-    /// ends of the disk.
+    /// A write goes this many blocks forward (or back), within the disk; a read comes from there.
     Shifted(i64),
-    /// It takes this long.
+    /// The operation takes this long.
     Slow(Duration),
-    /// It never completes. What was written may land or not when the power fails.
+    /// The operation never completes. A write may land or not when the power fails.
     Hung,
 }
 
 /// One fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What it happens to.
+    /// Kind of operation that it hits.
     pub op: FaultOp,
-    /// Operations of that sort that are spared first, counted from the injection.
+    /// Operations of that kind, from the injection on, that it spares first.
     pub after: u64,
-    /// Whether it happens again and again from then on.
+    /// Whether it then hits every operation of that kind.
     pub sticky: bool,
-    /// What goes wrong.
+    /// Its effect.
     pub effect: Effect,
 }
 
-/// A fault that has happened.
+/// A fault that has struck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Strike {
-    /// What it happened to.
+    /// The operation that it hit.
     pub op: FaultOp,
-    /// The first block of that; 0 for a sync.
+    /// The first block of the request; 0 for a sync.
     pub at: BlockNo,
-    /// The first block of what it was done to instead.
+    /// The first block where the operation really happened.
     pub to: BlockNo,
-    /// Blocks; none for a sync.
+    /// Number of blocks; 0 for a sync.
     pub blocks: u64,
 }
 
-/// The faults that are still to come, and those that have happened.
+/// Pending faults, and those that have struck.
 #[derive(Default)]
 pub(super) struct Faults {
     waiting: Vec<Fault>,
@@ -85,7 +84,7 @@ impl Faults {
         self.waiting.push(fault);
     }
 
-    /// What goes wrong with the operation that is asked for now.
+    /// The effect on the operation that is requested now, if any.
     pub(super) fn next(&mut self, op: FaultOp) -> Option<Effect> {
         let mut effect = None;
         self.waiting.retain_mut(|fault| {

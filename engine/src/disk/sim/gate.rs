@@ -1,5 +1,5 @@
-//! A gate before a disk: what is asked for waits there until it is let through, so that a test
-//! chooses what comes before what.
+//! A gate in front of a disk: it holds operations until they are let through, so that a test
+//! controls their order.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -13,10 +13,10 @@ use crate::error::Result;
 use crate::runtime::{Buf, Clock, LocalFuture};
 use crate::units::BlockNo;
 
-/// Looks at the gate before something is said never to come there.
+/// How often a test polls the gate before it fails.
 const PATIENCE: usize = 1000;
 
-/// The gate. Cheap to clone; all clones are the same gate.
+/// The gate. Cheap to clone; all clones share one gate.
 #[derive(Clone, Default)]
 pub struct Gate(Rc<State>);
 
@@ -24,12 +24,12 @@ pub struct Gate(Rc<State>);
 struct State {
     holds: RefCell<Vec<Hold>>,
     waiting: Cell<usize>,
-    /// Counts how often the gate was opened.
+    /// How often the gate was opened.
     opened: Cell<u64>,
     event: Notify,
 }
 
-/// What is still to be held.
+/// A rule that holds operations.
 struct Hold {
     op: FaultOp,
     at: Option<BlockNo>,
@@ -37,34 +37,34 @@ struct Hold {
 }
 
 impl Gate {
-    /// The disk behind the gate.
+    /// The given disk behind this gate.
     #[must_use]
     pub fn before(&self, disk: Rc<dyn Disk>) -> Rc<dyn Disk> {
         Rc::new(Gated { gate: self.clone(), disk })
     }
 
-    /// Holds the next `most` operations of a sort, if `at` is given only those that begin there.
+    /// Holds the next `most` operations of this kind; with `at`, only those that start there.
     pub fn hold(&self, op: FaultOp, at: Option<BlockNo>, most: usize) {
         self.0.holds.borrow_mut().push(Hold { op, at, left: most });
     }
 
-    /// Lets everything that waits go on, and all that comes.
+    /// Lets all held and all later operations through.
     pub fn open(&self) {
         self.0.holds.borrow_mut().clear();
         self.0.opened.set(self.0.opened.get() + 1);
         self.0.event.notify_waiters();
     }
 
-    /// Operations that wait.
+    /// Number of held operations.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.0.waiting.get()
     }
 
-    /// Lets other I/O go on until `count` operations wait.
+    /// Lets other I/O continue until `count` operations are held.
     ///
     /// # Panics
-    /// When they do not come.
+    /// If they do not arrive.
     pub async fn until_waiting(&self, disk: &Rc<dyn Disk>, count: usize) {
         for _ in 0..PATIENCE {
             if self.waiting() >= count {
@@ -95,7 +95,7 @@ impl Gate {
     }
 }
 
-/// Lets some I/O of others complete.
+/// Lets some I/O of other tasks complete.
 pub async fn pass_time(disk: &Rc<dyn Disk>) {
     drop(disk.read(BlockNo::new(0), Buf::new(1)).await);
 }

@@ -1,4 +1,4 @@
-//! The simulated disk as the code under test sees it: a [`Disk`] whose operations wait for the driver.
+//! The simulated disk's [`Disk`] for the code under test: its operations wait for the driver.
 
 use std::future::Future;
 use std::io;
@@ -17,7 +17,7 @@ use crate::runtime::sync::Mutex;
 use crate::runtime::{Buf, Clock, LocalFuture};
 use crate::units::{BLOCK_BYTES, BlockNo};
 
-/// What the code under test holds.
+/// The handle of the code under test.
 pub(super) struct Handle {
     state: Arc<Mutex<State>>,
 }
@@ -38,7 +38,7 @@ impl Handle {
     }
 }
 
-/// An operation under way; without a key the power failed before it began.
+/// An operation under way; it has no key if the power failed before it started.
 struct Waiting<'a> {
     state: &'a Mutex<State>,
     key: Option<usize>,
@@ -155,7 +155,7 @@ impl Disk for Handle {
                 state.check_range(at, count)?;
                 let write = state.new_write();
                 let key = state.submit(FaultOp::Discard, Work::Write(write), at.get(), count);
-                // A device may do it, or do nothing: nobody may count on either.
+                // A device may discard or do nothing; the code must rely on neither.
                 let blocks: Vec<Content> = (at.get()..at.get() + count)
                     .map(|block| {
                         let old = state.current.shared(block).cloned();
@@ -177,7 +177,7 @@ impl Disk for Handle {
     }
 }
 
-/// Waits for a moment.
+/// Waits until a moment of simulated time.
 pub(super) struct Sleep<'a> {
     state: &'a Mutex<State>,
     key: Key,

@@ -1,6 +1,6 @@
-//! The content of a simulated disk: blocks shared between all images that have them in common, so
-//! that a copy costs one pointer for each 64 KiB and thousands of crash states a second can be
-//! made. An image knows the sum of its content at all times, so that equal ones are told at once.
+//! The content of a simulated disk. Images share equal blocks, so a copy costs one pointer per 64
+//! KiB, and thousands of crash states per second can be created. An image keeps a hash of its
+//! content up to date, so that equal images are recognized at once.
 
 use std::sync::Arc;
 
@@ -11,19 +11,19 @@ pub(super) type Bytes = [u8; BLOCK_SIZE];
 /// Sectors of a block, one bit each.
 pub(super) type SectorMask = u8;
 
-/// Bytes of a sector: what the simulated device writes in one piece.
+/// Bytes of a sector, which the simulated device writes atomically.
 pub(super) const SECTOR_SIZE: usize = 512;
 /// Sectors of a block.
 pub(super) const SECTORS: usize = BLOCK_SIZE / SECTOR_SIZE;
 /// All sectors of a block.
 pub(super) const ALL_SECTORS: SectorMask = 0xFF;
 
-/// Blocks that are copied together when one of them is changed in a shared image.
+/// Blocks that are copied together when one of them changes in a shared image.
 const CHUNK_BLOCKS: usize = 16;
 
 static ZEROS: Bytes = [0; BLOCK_SIZE];
 
-/// The bytes of a block and their sum.
+/// The bytes of a block and their hash.
 #[derive(Clone)]
 pub(super) struct Stored {
     bytes: Bytes,
@@ -44,7 +44,7 @@ impl Stored {
     }
 }
 
-/// A block that images share; `None` is zeros.
+/// A block that images share; `None` stands for zeros.
 pub(super) type Content = Option<Arc<Stored>>;
 
 type Chunk = [Content; CHUNK_BLOCKS];
@@ -72,7 +72,7 @@ impl Image {
         self.len_blocks
     }
 
-    /// Makes the device at least this long.
+    /// Extends the device to at least this length.
     pub fn extend(&mut self, len_blocks: u64) {
         if len_blocks > self.len_blocks {
             self.len_blocks = len_blocks;
@@ -80,8 +80,8 @@ impl Image {
         }
     }
 
-    /// A number that stands for the whole content: images with different ones differ, and images
-    /// that differ have the same one with a likelihood of 1 in 2^64.
+    /// A hash of the whole content: two images that differ have equal hashes with a probability of
+    /// 1 in 2^64.
     #[must_use]
     pub const fn sum(&self) -> u64 {
         mixed(self.sum, self.len_blocks)
@@ -90,16 +90,16 @@ impl Image {
     /// The content of a block.
     ///
     /// # Panics
-    /// When it is beyond the end.
+    /// If it is beyond the end.
     #[must_use]
     pub fn block(&self, at: BlockNo) -> &[u8; BLOCK_SIZE] {
         self.shared(at.get()).map_or(&ZEROS, |block| &block.bytes)
     }
 
-    /// Replaces bytes of a block: damage at rest, or an image made by hand.
+    /// Replaces bytes of a block: for damage at rest, or to build an image by hand.
     ///
     /// # Panics
-    /// When the bytes are not inside one block of the device.
+    /// If the bytes are not inside one block of the device.
     pub fn write(&mut self, at: BlockNo, offset: usize, bytes: &[u8]) {
         self.change(at.get(), |block| {
             block[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -109,12 +109,12 @@ impl Image {
     /// Inverts one bit of a block.
     ///
     /// # Panics
-    /// When it is beyond the end.
+    /// If it is beyond the end.
     pub fn flip_bit(&mut self, at: BlockNo, bit: usize) {
         self.change(at.get(), |block| block[bit / 8] ^= 1 << (bit % 8));
     }
 
-    /// Blocks that were ever written, in order: where damage may matter.
+    /// Blocks that were ever written, in order: only damage there can matter.
     pub fn written(&self) -> impl Iterator<Item = BlockNo> {
         let blocks = self.chunks.iter().enumerate().flat_map(|(number, chunk)| {
             let slots = chunk.iter().flat_map(|chunk| chunk.iter().enumerate());
@@ -123,7 +123,7 @@ impl Image {
         blocks.map(|block| BlockNo::new(to_u64(block)))
     }
 
-    /// The block as it is shared; `None` is zeros.
+    /// The shared block; `None` stands for zeros.
     pub(super) fn shared(&self, at: u64) -> Option<&Arc<Stored>> {
         assert!(at < self.len_blocks, "block {at} is beyond the end of the image");
         let (chunk, slot) = split(at);
@@ -138,7 +138,7 @@ impl Image {
         self.account(at, old, new);
     }
 
-    /// Takes some sectors of `content` over.
+    /// Copies some sectors of `content`.
     pub(super) fn set_sectors(&mut self, at: u64, content: &Content, mask: SectorMask) {
         match mask {
             0 => {}
@@ -163,7 +163,7 @@ impl Image {
         self.account(at, old, new);
     }
 
-    /// A block had one sum and has another now.
+    /// Updates the hash of the image after the hash of a block changed.
     fn account(&mut self, at: u64, old: u64, new: u64) {
         self.sum ^= placed(at, old) ^ placed(at, new);
     }
@@ -177,7 +177,7 @@ impl Image {
     }
 }
 
-/// The sum of the bytes; 0 for zeros. Four chains, so that a processor works at them side by side.
+/// Hash of the bytes; 0 for zeros. Four independent chains, which a processor computes in parallel.
 pub(super) fn sum_of(bytes: &[u8]) -> u64 {
     let mut chains = [0u64; 4];
     for words in bytes.chunks_exact(32) {
@@ -189,7 +189,7 @@ pub(super) fn sum_of(bytes: &[u8]) -> u64 {
     chains.into_iter().fold(0, |sum, chain| (sum ^ chain).wrapping_mul(0x94D0_49BB_1331_11EB))
 }
 
-/// What a block with that sum adds to the sum of the image; zeros are zeros, written or not.
+/// What a block with this hash adds to the hash of the image: 0 for zeros, written or not.
 const fn placed(at: u64, sum: u64) -> u64 {
     if sum == 0 { 0 } else { mixed(sum, at) }
 }

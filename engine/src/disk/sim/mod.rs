@@ -1,5 +1,5 @@
-//! A simulated disk with a volatile cache, and the journal's memory beside it, for tests:
-//! everything runs in one thread and comes from a seed. Or in several, of which one does the I/O
+//! A simulated disk with a volatile cache, and the journal's memory, for tests. Everything runs in
+//! one thread, reproducibly from a seed; or in several threads, of which one does the I/O
 //! ([`SimDisk::serve`]).
 //!
 //! ```text
@@ -7,16 +7,16 @@
 //!                                                                         Disk::sync   v
 //!                                                                                   durable
 //! ```
-//! * I/O completes when the executor has nothing else to do, one at a time, in an order that the
-//!   seed chooses. Time passes then, and else only when there is nothing to do but to wait for it.
-//! * A sync makes durable what was *delivered* before it was asked for, and no more.
+//! * I/O completes when the executor has no ready task, one operation at a time, in an order that
+//!   the seed chooses. Time passes then, and otherwise only when every task waits for it.
+//! * A sync makes durable what was *delivered* before it was requested, and no more.
 //! * The power fails at a given event ([`SimDisk::set_cut_at`]). The run then ends at once, and
-//!   [`SimDisk::image_after_cut`] makes any number of images that the disk could hold now, by
-//!   [`CutPlan`]: what is not durable may have landed, in whole or in part, or not.
-//! * A killed process ([`SimDisk::image_after_kill`]) leaves what completed, and the memory of the
+//!   [`SimDisk::image_after_cut`] creates any number of possible disk contents, by [`CutPlan`]: a
+//!   write that is not durable may have landed, in whole or in part, or not.
+//! * A killed process ([`SimDisk::image_after_kill`]) leaves completed I/O and the memory of the
 //!   journal.
 //!
-//! The order of events does not depend on anything but the seed and the code under test.
+//! The order of events depends only on the seed and the code under test.
 
 mod cut;
 mod driver;
@@ -52,10 +52,10 @@ pub use image::Image;
 pub use moment::Moment;
 pub use rng::Rng;
 
-/// How a simulated disk behaves.
+/// Options of a simulated disk.
 #[derive(Clone, Copy, Debug)]
 pub struct SimOptions {
-    /// I/O completes in random order, else in the order in which it was asked for.
+    /// Whether I/O completes in random order; otherwise in the order of the requests.
     pub reorder: bool,
 }
 
@@ -65,14 +65,14 @@ impl Default for SimOptions {
     }
 }
 
-/// What a disk holds between two lives of a process.
+/// The state of a disk between two processes.
 #[derive(Clone)]
 pub struct SimImage {
     durable: Image,
-    /// Taken by the device or the page cache but not durable: after a kill, not after a cut.
+    /// Writes in the device or the page cache that are not durable: after a kill, not after a cut.
     pieces: Vec<Piece>,
     len_blocks: u64,
-    /// The memory of the journal: after a kill.
+    /// The memory of the journal, after a kill.
     ring: HeapRing,
 }
 
@@ -83,19 +83,19 @@ impl SimImage {
         &self.durable
     }
 
-    /// The durable blocks, to be damaged.
+    /// The durable blocks, to be damaged by a test.
     #[must_use]
     pub const fn blocks_mut(&mut self) -> &mut Image {
         &mut self.durable
     }
 
-    /// Without the memory of the journal: a killed process that kept it nowhere.
+    /// Without the memory of the journal, as if the killed process had kept it in ordinary memory.
     #[must_use]
     pub fn without_memory(self) -> Self {
         Self { ring: HeapRing::new(0), ..self }
     }
 
-    /// A number that stands for all that the next process finds; see [`Image::sum`].
+    /// A hash of all that the next process finds; see [`Image::sum`].
     #[must_use]
     pub fn sum(&self) -> u64 {
         if self.pieces.is_empty() && self.ring.len_bytes() == 0 {
@@ -119,7 +119,7 @@ impl From<Image> for SimImage {
     }
 }
 
-/// A simulated disk. Cheap to clone; all clones are the same disk.
+/// A simulated disk. Cheap to clone; all clones share one disk.
 #[derive(Clone)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
@@ -132,7 +132,7 @@ impl SimDisk {
         Self::from_image(Image::new(len_blocks).into(), seed, options)
     }
 
-    /// A disk with that content, as a new process finds it.
+    /// A disk with this content, as a new process finds it.
     #[must_use]
     pub fn from_image(image: SimImage, seed: u64, options: SimOptions) -> Self {
         let state = State::new(image, Rng::new(seed), options);
@@ -157,39 +157,39 @@ impl SimDisk {
         Ok(Box::new(ring::SimRing(Arc::clone(&self.state))))
     }
 
-    /// What an executor sleeps in: delivers one completion whenever nothing is ready.
+    /// A driver for an executor: delivers one completion whenever no task is ready.
     #[must_use]
     pub fn driver(&self) -> SimDriver {
         SimDriver::new(Arc::clone(&self.state))
     }
 
-    /// Runs `future` on an executor of its own; `None` when the power failed before it was done.
-    /// Tasks that are not done by then are dropped: the process is dead.
+    /// Runs `future` on an executor of its own; `None` if the power failed before it was done.
+    /// Tasks that are not done by then are dropped, because the process is dead.
     ///
     /// # Panics
-    /// When every task waits and no I/O is under way: a deadlock.
+    /// If every task waits and no I/O is under way: a deadlock.
     pub fn run<F: Future>(&self, future: F) -> Option<F::Output> {
         Executor::new(self.driver()).run(future)
     }
 
-    /// Events so far: writes, discards and syncs asked for, and completed.
+    /// Number of events so far: writes, discards and syncs, both requested and completed.
     #[must_use]
     pub fn io_count(&self) -> u64 {
         self.state.lock().events
     }
 
-    /// Lets the power fail just before event `number` (the first is 0) happens.
+    /// Makes the power fail just before event `number` (the first is 0).
     pub fn set_cut_at(&self, number: u64) {
         self.state.lock().cut_at = Some(number);
     }
 
-    /// Whether the power has failed. Nothing that is acknowledged after that counts.
+    /// Whether the power has failed. Acknowledgements after that do not count.
     #[must_use]
     pub fn is_cut(&self) -> bool {
         self.state.lock().halted
     }
 
-    /// Everything at this instant.
+    /// The state of the disk at this instant.
     #[must_use]
     pub fn moment(&self) -> Moment {
         let state = self.state.lock();
@@ -209,8 +209,7 @@ impl SimDisk {
         cut::count(&self.state.lock().pieces, grain)
     }
 
-    /// As [`Moment::after_cut`]. Can be asked any number of times, before or after the power has
-    /// failed.
+    /// As [`Moment::after_cut`]. Can be called repeatedly, before or after the power failure.
     #[must_use]
     pub fn image_after_cut(&self, plan: CutPlan) -> SimImage {
         self.moment().after_cut(plan)
@@ -222,36 +221,36 @@ impl SimDisk {
         self.moment().after_kill(seed)
     }
 
-    /// Adds a fault. Of several that fit one operation the first counts.
+    /// Injects a fault. If several match an operation, the first one applies.
     pub fn inject(&self, fault: Fault) {
         self.state.lock().faults.add(fault);
     }
 
-    /// Faults that have struck so far, so that a test can tell that its fault was met.
+    /// Number of faults that have struck, so that a test can check that its fault did.
     #[must_use]
     pub fn faults_struck(&self) -> u64 {
         to_u64(self.state.lock().faults.strikes.len())
     }
 
-    /// The faults that have struck so far, in their order.
+    /// The faults that have struck so far, in order.
     #[must_use]
     pub fn strikes(&self) -> Vec<Strike> {
         self.state.lock().faults.strikes.clone()
     }
 
-    /// Whether a run has ended because everybody waits for I/O that never completes.
+    /// Whether a run has ended because every task waits for I/O that never completes.
     #[must_use]
     pub fn is_stuck(&self) -> bool {
         self.state.lock().stuck
     }
 
-    /// Operations of a sort that were asked for so far.
+    /// Number of operations of this kind requested so far.
     #[must_use]
     pub fn asked(&self, op: FaultOp) -> u64 {
         self.state.lock().asked.get(&op).copied().unwrap_or_default()
     }
 
-    /// A number that depends on every event and its data: equal for equal runs.
+    /// A hash of every event and its data: equal for equal runs.
     #[must_use]
     pub fn trace(&self) -> u64 {
         self.state.lock().trace

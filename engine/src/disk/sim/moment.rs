@@ -1,4 +1,4 @@
-//! What a simulated disk, its cache and the journal's memory hold at one instant, and so all that a
+//! The state of a simulated disk, its cache and the journal's memory at one instant: all that a
 //! power failure or a kill at that instant can leave.
 
 use super::SimImage;
@@ -6,7 +6,7 @@ use super::cut::{self, CutPlan, Grain, Piece};
 use super::image::Image;
 use crate::disk::HeapRing;
 
-/// An instant of a disk. Cheap to keep: blocks are shared.
+/// The state of a disk at one instant. Cheap to keep, because blocks are shared.
 #[derive(Clone)]
 pub struct Moment {
     pub(super) events: u64,
@@ -18,33 +18,33 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// Events before it: a run whose power fails at the event of this number
+    /// Number of events before this instant: a run whose power fails at the event with this number
     /// ([`super::SimDisk::set_cut_at`]) ends with this disk.
     #[must_use]
     pub const fn events(&self) -> u64 {
         self.events
     }
 
-    /// Whether a sync has failed, so that a kill loses what it was to cover, or not.
+    /// Whether a sync has failed, so that a kill may lose the writes that it covered.
     #[must_use]
     pub const fn flush_failed(&self) -> bool {
         self.flush_failed
     }
 
-    /// Things that no sync has covered: the range of the numbers in a [`CutPlan`].
+    /// Number of units that no sync has covered: the range of the numbers in a [`CutPlan`].
     #[must_use]
     pub fn pending(&self, grain: Grain) -> usize {
         cut::count(&self.pieces, grain)
     }
 
-    /// What the disk holds if the power fails now and `plan` says what has landed.
+    /// The content of the disk if the power fails now and `plan` decides what has landed.
     #[must_use]
     pub fn after_cut(&self, plan: CutPlan) -> SimImage {
         cut::apply(&self.durable, &self.pieces, self.len_blocks, plan).into()
     }
 
-    /// What the disk holds if the process is killed now: nothing that completed or was stored is
-    /// lost, nor is it durable; whether writes under way land comes from `seed`.
+    /// The content of the disk if the process is killed now: completed writes and stores are kept,
+    /// but they are not durable. `seed` decides whether writes in flight land.
     #[must_use]
     pub fn after_kill(&self, seed: u64) -> SimImage {
         SimImage {

@@ -1,5 +1,5 @@
-//! The memory of the journal beside a simulated disk: it survives a killed process, and no power
-//! failure.
+//! The memory of the journal beside a simulated disk: it survives a kill of the process, but no
+//! power failure.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::image::sum_of as sum_of_bytes;
 use crate::disk::{HeapRing, RingMark, RingMemory};
 use crate::runtime::sync::Mutex;
 
-/// The memory. Its state is the disk's, which has one.
+/// The memory. It is part of the state of the disk.
 pub(super) struct SimRing(pub(super) Arc<Mutex<State>>);
 
 impl RingMemory for SimRing {
@@ -41,7 +41,7 @@ impl RingMemory for SimRing {
     }
 }
 
-/// A number that stands for what a memory holds.
+/// A hash of a memory's content.
 pub(super) fn sum_of(ring: &HeapRing) -> u64 {
     let mut bytes = vec![0; ring.len_bytes()];
     ring.load(0, &mut bytes);

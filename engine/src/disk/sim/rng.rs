@@ -1,5 +1,5 @@
-//! A small generator of pseudo-random numbers (splitmix64): the same seed, the same run, on every
-//! machine and with every version of every library.
+//! A small pseudo-random generator (splitmix64): the same seed gives the same run on every machine
+//! and with every version of every library.
 
 /// The generator.
 #[derive(Clone, Debug)]
@@ -23,11 +23,11 @@ impl Rng {
 
     /// A number below `bound`, which is not 0.
     pub const fn below(&mut self, bound: u64) -> u64 {
-        // The bias is bound / 2^64: no test can see it.
+        // The bias is bound / 2^64, too small to be observed.
         self.bits() % bound
     }
 
-    /// True in `of_16` of 16 cases.
+    /// True with a probability of `of_16` / 16.
     pub const fn chance(&mut self, of_16: u64) -> bool {
         self.below(16) < of_16
     }

@@ -1,22 +1,23 @@
-//! A simulated disk for several threads: one is the device, the others sleep while they wait.
+//! A simulated disk for several threads: one thread is the device, the others sleep while they
+//! wait.
 //!
 //! ```text
 //!  shard: Disk::write, sync, ...  --> in flight --(device: one at random)--> wake the task, unpark
 //!         SimDriver::park: sleeps                  nothing in flight: sleeps
 //! ```
-//! The device does its work whenever its thread runs, so an I/O can complete at any moment of any
-//! shard. When the power fails everybody is woken, and every executor stops.
+//! The device works whenever its thread runs, so an I/O can complete at any moment of any shard. A
+//! power failure wakes all threads, and every executor stops.
 
 use super::SimDisk;
 use crate::runtime::sync::{Parker, Unparker};
 
-/// Who sleeps.
+/// The threads that may sleep.
 #[derive(Default)]
 pub(super) struct Served {
     on: bool,
     /// The thread of the device, once it runs.
     device: Option<Unparker>,
-    /// Every thread with a driver.
+    /// All threads with a driver.
     shards: Vec<Unparker>,
 }
 
@@ -29,7 +30,7 @@ impl Served {
         self.shards.push(shard);
     }
 
-    /// I/O has been asked for, or somebody waits for a moment.
+    /// Whether I/O was requested or a task waits for a moment.
     pub(super) fn something_to_do(&self) {
         if let Some(device) = &self.device {
             device.unpark();
@@ -45,20 +46,20 @@ impl Served {
 }
 
 impl SimDisk {
-    /// From now on the thread that calls [`Self::serve`] completes the I/O, and drivers only sleep.
+    /// From now on the thread that calls [`Self::serve`] completes the I/O; drivers only sleep.
     pub fn begin_service(&self) {
         self.state.lock().served.on = true;
     }
 
-    /// Drivers complete the I/O themselves again. To be called when one thread is left, and no
-    /// other has anything under way.
+    /// From now on drivers complete the I/O themselves again. Call it when only one thread is left
+    /// and no other one has anything under way.
     pub fn end_service(&self) {
         let mut state = self.state.lock();
         state.served.on = false;
         state.served.something_to_do();
     }
 
-    /// Is the device until [`Self::end_service`] is called or the power fails.
+    /// Works as the device until [`Self::end_service`] is called or the power fails.
     pub fn serve(&self) {
         let parker = Parker::new();
         loop {
@@ -68,7 +69,8 @@ impl SimDisk {
                     state.served.device = None;
                     return;
                 }
-                // Known before it sleeps: whoever has something to do for it from here on unparks.
+                // Registered before it sleeps: a thread with work for the device unparks it from
+                // now on.
                 state.served.device.get_or_insert_with(|| parker.unparker());
                 state.go_on()
             };
@@ -88,7 +90,7 @@ mod tests {
     use crate::runtime::sync::thread;
     use crate::units::BlockNo;
 
-    /// Writes and syncs on a thread of its own; how many rounds came to their end.
+    /// Writes and syncs on a thread of its own; returns how many rounds completed.
     fn writer(sim: &SimDisk, at: u64, rounds: u64) -> thread::JoinHandle<Option<u64>> {
         let sim = sim.clone();
         thread::spawn(move || {
@@ -121,7 +123,7 @@ mod tests {
         for at in 0..3 {
             assert_eq!(left.blocks().block(BlockNo::new(at))[0], 200);
         }
-        // Alone again, a thread completes its I/O itself.
+        // Without a device thread, a thread completes its I/O itself.
         let more = sim.run(async { sim.disk().sync().await });
         assert!(more.is_some_and(|synced| synced.is_ok()));
     }

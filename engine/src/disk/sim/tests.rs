@@ -122,7 +122,7 @@ fn the_memory_of_the_journal_survives_a_kill_and_no_power_failure() {
     assert_eq!(seen(sim.image_after_kill(9)), (2 * BLOCK_SIZE, [2, 0], mark));
     let after_cut = seen(sim.image_after_cut(CutPlan::KeepAll));
     assert_eq!(after_cut, (9 * BLOCK_SIZE, [0, 0], RingMark::default()));
-    // Nothing that a process stores after its end counts.
+    // A store of a process after its end does not count.
     sim.set_cut_at(0);
     let disk = sim.disk();
     assert!(sim.run(async { disk.sync().await }).is_none());
@@ -130,7 +130,7 @@ fn the_memory_of_the_journal_survives_a_kill_and_no_power_failure() {
     assert_eq!(seen(sim.image_after_kill(9)).1, [2, 0]);
 }
 
-/// Eight tasks that write and sync; returns the order in which they came to their ends.
+/// Eight tasks that write and sync; returns the order in which they ended.
 fn workload(sim: &SimDisk) -> (Option<()>, Vec<u64>) {
     let order = Rc::new(RefCell::new(Vec::new()));
     let run = Rc::clone(&order);
@@ -228,7 +228,7 @@ fn faults_strike_where_they_are_put() {
         fault(FaultOp::Read, 0, true, eio(false));
         assert!(read(1).await.is_err());
         assert!(read(1).await.is_err());
-        // A failed sync is never made good by the next one.
+        // The next sync never makes up for a failed one.
         fault(FaultOp::Sync, 0, false, eio(false));
         assert!(disk.sync().await.is_err());
         disk.sync().await.unwrap();
@@ -277,11 +277,11 @@ fn time_passes_when_nothing_else_is_to_be_done() {
         }
         write(&disk, 1, 11).await;
         assert!(disk.now() < Duration::from_millis(1), "an I/O is short");
-        // A sleep that is given up moves nothing.
+        // A dropped sleep advances no time.
         drop(disk.sleep(Duration::from_secs(1)));
         disk.sleep(Duration::from_secs(4)).await;
         assert_eq!(*order.borrow(), ["a", "b"]);
-        // I/O that goes on and on does not stop the time.
+        // Continuous I/O does not stop the time.
         while order.borrow().len() < 3 {
             write(&disk, 1, 12).await;
         }

@@ -1,14 +1,14 @@
-//! Simulated time: it passes when I/O completes, a little each time, and in one leap to the next
-//! moment that somebody waits for when there is no I/O. So it depends on the seed alone.
+//! Simulated time. It advances a little with each completed I/O. Without I/O it leaps to the next
+//! moment that a task waits for. So it depends on the seed alone.
 
 use std::collections::BTreeMap;
 use std::task::Waker;
 use std::time::Duration;
 
-/// What each I/O takes, one after another.
+/// Duration of each I/O; I/Os are sequential.
 const IO_TIME: Duration = Duration::from_micros(20);
 
-/// Who waits for which moment; the number tells those of one moment apart.
+/// A waiting task: the moment, and a number that distinguishes tasks that wait for the same moment.
 pub(super) type Key = (Duration, u64);
 
 /// The clock of a simulated disk.
@@ -24,14 +24,14 @@ impl Timers {
         self.now
     }
 
-    /// An I/O has completed. Whoever is to be woken is appended to `woken`.
+    /// Called when an I/O has completed. Appends the wakers that are due to `woken`.
     pub(super) fn io_completed(&mut self, woken: &mut Vec<Waker>) {
         self.now += IO_TIME;
         self.take_due(woken);
     }
 
-    /// Nothing else is to be done: leaps to the next moment that somebody waits for, or at which
-    /// an I/O is done. False if there is none.
+    /// Called when nothing else can run: leaps to the next moment that a task waits for or at which
+    /// an I/O is ready. Returns false if there is none.
     pub(super) fn leap(&mut self, io: Option<Duration>, woken: &mut Vec<Waker>) -> bool {
         let timer = self.waiting.first_key_value().map(|((due, _), _)| *due);
         let Some(due) = timer.into_iter().chain(io).min() else { return false };
