@@ -149,7 +149,7 @@ fn word(value: &Value) -> &str {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
 }
 
-/// A map of texts, empty if there is none.
+/// A map of texts; empty if the object has no such field.
 fn map(value: &Value) -> BTreeMap<String, String> {
     let entries = value.as_object().into_iter().flatten();
     entries.map(|(key, value)| (key.clone(), word(value).to_owned())).collect()

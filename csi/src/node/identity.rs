@@ -77,7 +77,7 @@ async fn renew_btrfs(device: &Path) -> Result<(), Status> {
     succeed("btrfstune", &["-m".as_ref(), device.as_os_str()], LIMIT).await.map(|_| ())
 }
 
-/// Address of the log of fsyncs; 0 if there is none.
+/// Address of the log of fsyncs; 0 if the file system has no such log.
 async fn log_root(device: &Path) -> Result<u64, Status> {
     let words = ["inspect-internal", "dump-super"].map(AsRef::as_ref);
     let output = run("btrfs", &[&words[..], &[device.as_os_str()]].concat(), LIMIT).await?;

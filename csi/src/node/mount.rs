@@ -158,8 +158,8 @@ pub(crate) enum Unmount {
     Detached,
 }
 
-/// Unmounts the topmost mount at a place; succeeds if there is none. Follows no link and does not
-/// access the file system.
+/// Unmounts the topmost mount at a place; succeeds if nothing is mounted there. Follows no link and
+/// does not access the file system.
 ///
 /// # Errors
 /// `FAILED_PRECONDITION`: in use; `INTERNAL` with the errno.

@@ -153,7 +153,7 @@ impl Place {
         Err(Status::failed_precondition(format!("{} is not {wanted}", self.shown)))
     }
 
-    /// Removes an empty directory or a file, as publishing creates them; succeeds if there is none.
+    /// Removes an empty directory or a file, as publishing creates them; succeeds if it does not exist.
     /// Never removes a tree.
     ///
     /// # Errors

@@ -52,7 +52,7 @@ pub trait ExportSource: Send + Sync {
     /// Names to show to a client that asks for a list.
     fn list(&self) -> Vec<String>;
 
-    /// Opens the export `name`; `NotFound` if there is none. The empty name is the default export.
+    /// Opens the export `name`; `NotFound` if it does not exist. The empty name is the default export.
     fn open<'a>(&'a self, name: &'a str) -> LocalFuture<'a, Result<Export>>;
 }
 

@@ -31,7 +31,7 @@ impl Timers {
     }
 
     /// Called when nothing else can run: leaps to the next moment that a task waits for or at which
-    /// an I/O is ready. Returns false if there is none.
+    /// an I/O is ready. Returns false if nothing will become ready.
     pub(super) fn leap(&mut self, io: Option<Duration>, woken: &mut Vec<Waker>) -> bool {
         let timer = self.waiting.first_key_value().map(|((due, _), _)| *due);
         let Some(due) = timer.into_iter().chain(io).min() else { return false };
